@@ -1,0 +1,46 @@
+"""Every error a person can meet. Bottom shelf: imports no other room.
+
+    LinkproofError
+    |-- UsageError          the command line or a call is wrong            exit 2
+    |   |-- InputError      a file, folder or archive cannot be read       exit 2
+    |   |-- ObservationError  a word of the observations is not known      exit 2
+    |-- NothingToRead       readable, but there is no text in it           exit 3
+    |-- ParseError          one text is not what its parser expects; the caller keeps the text as unknown
+
+Each carries `ref` (stable name), what happened, what it `means` and what to `do`.
+"""
+
+
+class LinkproofError(Exception):
+    """ref: what happened / means / do, in both languages ("en", "zh")."""
+
+    exit_code = 4
+
+    def __init__(self, ref: str, what: tuple[str, str], means: tuple[str, str], do: tuple[str, str]) -> None:
+        super().__init__(f"{ref}: {what[0]}")
+        self.ref, self.what, self.means, self.do = ref, what, means, do
+
+    def told(self, lang: str) -> str:
+        i = 1 if lang == "zh" else 0
+        means, do = ("含义", "怎么办") if i else ("means", "do")
+        return f"{self.ref}: {self.what[i]}\n  {means}: {self.means[i]}\n  {do}: {self.do[i]}"
+
+
+class UsageError(LinkproofError):
+    exit_code = 2
+
+
+class InputError(UsageError):
+    pass
+
+
+class ObservationError(UsageError):
+    pass
+
+
+class NothingToRead(LinkproofError):
+    exit_code = 3
+
+
+class ParseError(Exception):
+    """A text is not what its parser expects. Never reaches a person: the text is kept as unknown."""

@@ -1,0 +1,493 @@
+"""What all rooms speak: texts, facts, signs, diagnoses. Bottom shelf: imports no other room.
+
+A fact says one thing that was printed, measured or told, and where. `None` or "" means "could not be known".
+The words of the facts are the words of an observation (`OBSERVATION_WORDS`): a log line, a probe and a person
+who answers a question all end in the same fact, so a cause never asks who said it.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct, field
+
+# ---------------------------------------------------------------- texts
+
+
+class Line(Struct, frozen=True, gc=False):
+    """One line after cleaning. `no` counts from 1 in the file as given; lines may be missing from a long log."""
+
+    no: int
+    text: str
+    rank: int | None = None  # from `[rank3]:`, `(Worker_TP3 pid=..)`, ...; None: not said
+
+
+class Text(Struct, frozen=True):
+    """One text of unknown kind: a file, a member of an archive, standard input."""
+
+    name: str
+    lines: list[Line]
+    total_lines: int = 0  # as in the file; more than len(lines) when a long log was reduced
+
+
+class Source(Struct, frozen=True):
+    """Where a fact comes from. line 0: the whole text. `text` is the line as cleaned, cut to 300 characters."""
+
+    file: str
+    line: int = 0
+    text: str = ""
+
+
+# ---------------------------------------------------------------- facts: the words of an observation
+
+
+class Fact(Struct, frozen=True, kw_only=True):
+    source: Source
+    rank: int | None = None
+
+
+class Copy(Fact, frozen=True, kw_only=True):
+    """Bytes copied between two GPUs. via: peer host load store ipc. result: ok zeros wrong stale hang error slow."""
+
+    via: str
+    result: str
+    pairs: str = "all"  # all | some | "0-1" | first (a tool that tests one pair only)
+
+
+class Collective(Fact, frozen=True, kw_only=True):
+    """engine: nccl rccl custom_allreduce gloo. transport: default p2p shm net nvls. result: ok wrong hang error slow."""
+
+    engine: str
+    result: str
+    op: str = ""
+    transport: str = "default"
+    ranks: str = ""
+
+
+class ModelRun(Fact, frozen=True, kw_only=True):
+    """split: none pipeline tensor data. result: ok garbage wrong assert nan hang crash slow."""
+
+    split: str
+    result: str
+    scope: str = ""  # one_model | every_model
+    gpus: str = ""
+
+
+class Stage(Fact, frozen=True, kw_only=True):
+    """at: cuda_init nccl_init first_collective graph_capture inference training ray_start. result: hang error crash slow."""
+
+    at: str
+    result: str
+    code: str = ""
+
+
+class Pattern(Fact, frozen=True, kw_only=True):
+    fact: str
+    value: str = ""
+
+
+class Setting(Fact, frozen=True, kw_only=True):
+    """A switch that was tried or was on. effect: cured no_effect worse changed present. `key`/`value` split NAME=VALUE."""
+
+    name: str
+    effect: str
+    key: str = ""
+    value: str = ""
+
+
+class KernelLog(Fact, frozen=True, kw_only=True):
+    """fact: clean io_page_fault xid sxid aer_corrected aer_fatal link_down. device: BDF in lower case with domain if printed."""
+
+    fact: str
+    value: str = ""  # number of an Xid or SXid
+    device: str = ""
+    driver: str = ""  # kernel driver that the line names: nvidia, amdgpu, pcieport, nvme ...
+    count: int = 1
+
+
+class Iommu(Fact, frozen=True, kw_only=True):
+    """mode: translating passthrough off unknown. parameter: what the kernel command line says, "none" if it says nothing."""
+
+    mode: str
+    parameter: str = ""
+    device: str = ""
+
+
+class Acs(Fact, frozen=True, kw_only=True):
+    """redirect: on off unknown, of one bridge port. kind: root_port downstream_port endpoint or "" if not told."""
+
+    redirect: str
+    port: str = ""
+    kind: str = ""
+    bits: str = ""
+
+
+class PeerAccess(Fact, frozen=True, kw_only=True):
+    """claimed: all some none. status as `nvidia-smi topo -p2p` prints it: OK CNS GNS TNS NS."""
+
+    claimed: str = ""
+    status: str = ""
+    pairs: str = "all"
+
+
+class Topo(Fact, frozen=True, kw_only=True):
+    """path: PIX PXB PHB NODE SYS NV XGMI. pairs: all | some | "0-1"."""
+
+    path: str
+    pairs: str = "all"
+
+
+class Platform(Fact, frozen=True, kw_only=True):
+    """kind: bare_metal vm container pod sandbox wsl2 windows."""
+
+    kind: str
+    note: str = ""
+
+
+class Changed(Fact, frozen=True, kw_only=True):
+    """what: driver kernel bios library hardware image model nothing."""
+
+    what: str
+    detail: str = ""
+
+
+class Gpu(Fact, frozen=True, kw_only=True):
+    """One card or one kind of card. `fact` as in OBSERVATION_WORDS, or ""."""
+
+    name: str = ""
+    count: int = 0
+    fact: str = ""
+    value: str = ""
+
+
+class Host(Fact, frozen=True, kw_only=True):
+    fact: str
+    value: str = ""
+
+
+class FabricManager(Fact, frozen=True, kw_only=True):
+    state: str
+
+
+class Network(Fact, frozen=True, kw_only=True):
+    fact: str
+    value: str = ""
+
+
+class Versions(Fact, frozen=True, kw_only=True):
+    driver: str = ""
+    nccl: str = ""
+    torch: str = ""
+    cuda: str = ""
+    rocm: str = ""
+    engine: str = ""
+
+
+class Input(Fact, frozen=True, kw_only=True):
+    fact: str
+    value: str = ""
+
+
+class Ranks(Fact, frozen=True, kw_only=True):
+    fact: str
+    detail: str = ""
+
+
+# ---------------------------------------------------------------- facts that only a text can give
+
+
+class DeviceAssert(Fact, frozen=True, kw_only=True):
+    """A device-side assertion, once per (file, kernel, expression, rank).
+
+    op: embedding index index_copy gather scatter take_put masked_scatter multinomial_prob multinomial_isnan
+        multinomial_zero_row nll_loss bce_loss assert_async other.
+    index, size: the printed value and bound where the build prints them.
+    """
+
+    file: str
+    expression: str
+    op: str
+    kernel: str = ""
+    index: int | None = None
+    size: int | None = None
+    count: int = 1
+
+
+class CudaError(Fact, frozen=True, kw_only=True):
+    """A CUDA, HIP or driver-API error. code: number if printed or known from the name, else None. where: file:line or call."""
+
+    name: str  # enum name or the words of the message
+    code: int | None = None
+    where: str = ""
+
+
+class Frame(Struct, frozen=True):
+    file: str
+    line: int
+    func: str
+
+
+class PyError(Fact, frozen=True, kw_only=True):
+    """The last line of a Python traceback with its frames, innermost last."""
+
+    type: str
+    message: str = ""
+    frames: tuple[Frame, ...] = ()
+
+
+class NcclWarn(Fact, frozen=True, kw_only=True):
+    """Any `NCCL WARN` line, also those that no rule knows. where: `transport/nvls.cc` without its line number."""
+
+    message: str
+    where: str = ""
+
+
+class NcclInit(Fact, frozen=True, kw_only=True):
+    """state: start complete. `rank` is NCCL's rank."""
+
+    state: str
+    nranks: int = 0
+    comm: str = ""
+
+
+class NcclPath(Fact, frozen=True, kw_only=True):
+    """`Channel 00 : 0[..] -> 1[..] via P2P/IPC`: transport P2P SHM NET COLLNET and what follows it."""
+
+    src: int
+    dst: int
+    transport: str
+    detail: str = ""
+
+
+class IbError(Fact, frozen=True, kw_only=True):
+    """A failing ibverbs call or completion. call: reg_mr reg_dmabuf_mr modify_qp create_qp completion ... errno: number or words."""
+
+    call: str
+    errno: str = ""
+
+
+class Watchdog(Fact, frozen=True, kw_only=True):
+    """A collective that the framework gave up on."""
+
+    op: str = ""
+    seq: int | None = None
+    numel_in: int | None = None
+    numel_out: int | None = None
+    timeout_ms: int | None = None
+    group: str = ""
+
+
+class Iface(Fact, frozen=True, kw_only=True):
+    """The network interface that a library chose. library: nccl gloo."""
+
+    library: str
+    name: str
+    address: str = ""
+
+
+class Gid(Fact, frozen=True, kw_only=True):
+    index: int
+    gid: str
+    kind: str = ""  # v1 | v2 | ""
+
+
+class Event(Fact, frozen=True, kw_only=True):
+    """Something known that was printed; `kind` is a key of EVENT_KINDS."""
+
+    kind: str
+    value: str = ""
+
+
+class Seen(Fact, frozen=True, kw_only=True):
+    """This text holds a part of this kind (`lspci -vvv`, `NCCL log`, ...); says nothing about health."""
+
+    kind: str
+
+
+class Unknown(Fact, frozen=True, kw_only=True):
+    """A text in which nothing was recognised. Kept, so that a report can say so."""
+
+
+# kind -> what a line of this kind says, and no more than that
+EVENT_KINDS: dict[str, str] = {
+    # python and torch
+    "two_devices": "tensors of one operation on two devices; value: the devices",
+    "prob_tensor": "sampling met inf, nan or a negative probability",
+    "index_out_of_range_cpu": "an embedding or index lookup on the CPU got an index out of range",
+    "triton_wrong_device": "a Triton kernel was launched while another device was current",
+    "wrong_current_device": "another launcher says that pointer or stream belong to another device than the current one",
+    "fork_after_cuda": "CUDA used again in a forked child",
+    "assert_generic": "`device-side assert triggered` without the assertion line",
+    "cuda_oom": "a GPU allocation failed for lack of memory",
+    "host_oom": "a process was killed for lack of host memory",
+    "killed": "a process ended by SIGKILL, cause not said; value: rank or pid if printed",
+    "segfault": "a process ended by SIGSEGV or SIGABRT",
+    "bus_error": "a process ended by SIGBUS",
+    "out_of_shm": "a data loader or library says that shared memory ran out",
+    "undefined_nccl_symbol": "a library wants an NCCL function that the loaded NCCL does not have; value: the symbol",
+    "several_nccl": "more than one NCCL library file or package is named; value: them",
+    "mig_name_as_number": "a MIG device name was read as a number",
+    "mig_present": "MIG devices are listed",
+    "no_cuda_device": "no CUDA device is available to this process",
+    "driver_mismatch": "driver, its library and kernel module or runtime versions do not fit; value: words",
+    "hip_kernel_image": "a HIP kernel has no image for a device",
+    "garbage_text": "generated text is one character or token over and over; value: the character",
+    "nan_seen": "NaN in a loss, in logits or in a tensor print",
+    "label_error": "a loss function says that a target is out of bounds (CPU form)",
+    "vocab_mismatch": "a size mismatch between tokenizer and embedding is printed",
+    "seq_too_long": "a message says that the sequence is longer than the model's maximum; value: lengths",
+    "mixed_dtype_matmul": "an operation met two dtypes",
+    # shared memory
+    "shm_create_failed": "NCCL could not create a shared-memory segment; value: its size in bytes",
+    "shm_attach_failed": "NCCL could not attach to an existing shared-memory segment",
+    "shm_extend_failed": "a file under /dev/shm could not be extended or allocated (no space)",
+    "shm_no_space": "`No space left on device` at a shared-memory call",
+    "cumem_host_failed": "NCCL says that host memory through the CUDA virtual memory API does not work",
+    # NCCL
+    "nccl_error": "a framework reports an NCCL error; value: system cuda internal usage remote argument",
+    "nccl_no_transport": "no transport between two ranks",
+    "nccl_duplicate_gpu": "two ranks on one GPU",
+    "nccl_p2p_disabled_driver": "the driver says no P2P between two GPUs: NCCL uses shared memory (slow, safe)",
+    "nccl_p2p_nvlink_disabled": "NVLink is there and the driver says no P2P over it",
+    "nccl_peer_not_possible": "CUDA says that these two devices cannot access each other",
+    "nccl_legacy_ipc": "CUDA IPC does not work here (WSL, some containers)",
+    "cuda_ipc_failed": "a CUDA IPC handle could not be made or opened",
+    "nccl_check_p2p": "NCCL's one-line summary; value: 0 or 1 of isAllDirectP2p (or intraNodeP2pSupport)",
+    "nccl_p2p_setting_active": "NCCL says that NCCL_P2P_DISABLE or NCCL_P2P_LEVEL acts; value: name=value",
+    "nccl_env": "NCCL says that a variable is set by the environment or a file; value: name=value",
+    "nccl_rings_connected": "all rings or trees are connected",
+    "nvls_bind_failed": "binding NVLink multicast memory failed; value: CUDA error number",
+    "nvls_call_failed": "another call in NCCL's NVLS transport failed; value: CUDA error number or 0",
+    "nvls_available": "NCCL says NVLS multicast is available",
+    "nvls_unavailable": "NCCL says NVLS multicast is not available",
+    "nvls_used": "NCCL uses or tunes NVLS",
+    "multicast_failed": "a CUDA multicast call outside NCCL failed",
+    "nccl_cuda_call_failed": "a CUDA call failed in NCCL outside of transports; value: file and error number",
+    "nccl_socket_failed": "a socket call of NCCL failed; value: refused timeout unreachable closed other",
+    "nccl_no_interface": "NCCL found no usable network interface",
+    "nccl_remote_exit": "NCCL saw that the other side is gone (usually a consequence)",
+    "nccl_truncated": "a message longer than the receiver expected",
+    "nccl_version_mismatch": "ranks or libraries with different NCCL versions",
+    "nccl_bootstrap_timeout": "a rank waited in vain for the others at start",
+    "nccl_ib_hint_acs": "NCCL hints at ACS after an InfiniBand completion error",
+    "nccl_diag_ok": "NCCL's own diagnostics verified the peer accesses that it tried",
+    "nccl_diag_mismatch": "NCCL's own diagnostics read wrong data",
+    "nccl_diag_failed": "NCCL's own diagnostics could not import or map peer memory",
+    "nccl_abort": "a rank aborted a communicator (usually a consequence)",
+    "nccl_topo_flat": "a topology dump in which GPUs hang directly below the CPU without link data (a guest)",
+    "nccl_topo_tree": "a topology dump with PCIe bridges and link data",
+    "peer_memory_dmabuf": "GPUDirect RDMA module or dma-buf missing or failing",
+    "nccl_tests_failed": "nccl-tests ended with wrong values; value: count",
+    "nccl_tests_ok": "nccl-tests compared values and found none wrong",
+    # frameworks and engines
+    "collective_timeout": "a collective was given up after a time-out",
+    "heartbeat_timeout": "the NCCL monitor thread saw no heartbeat",
+    "collective_mismatch": "a checker says that ranks called different collectives, shapes or orders",
+    "store_timeout": "a rank waited in vain at the rendezvous store (no GPU traffic yet)",
+    "store_closed": "the rendezvous store or a peer's connection closed (usually a consequence)",
+    "gloo_failed": "gloo could not connect; value: address",
+    "gloo_loopback": "gloo uses the loopback address because the host name does not resolve",
+    "worker_died": "an engine says that a worker is gone (usually a consequence)",
+    "engine_start_failed": "an engine says that start-up failed, see above (usually a consequence)",
+    "shm_broadcast_wait": "vLLM waits for its shared-memory message queue: some rank does not answer",
+    "custom_ar_cuda_error": "a CUDA error inside an engine's own all-reduce; value: the error's words or number",
+    "custom_ar_disabled": "the engine switched its own all-reduce off; value: pcie_only no_p2p world_size other",
+    "custom_ar_used": "the engine's own all-reduce is in use (buffers registered, kernel named)",
+    "engine_p2p_check": "an engine reads or writes its peer-access cache; value: reading generating",
+    "engine_tp": "an engine runs with tensor parallelism; value: the size",
+    "graph_capture": "CUDA graph capture or graph memory profiling runs",
+    "peer_copy_library": "a program says that it enables or uses peer access",
+    "quant_kernel": "a quantised or fused kernel is named; value: it",
+    # ray
+    "ray_started": "a Ray instance started",
+    "ray_register_failed": "a Ray worker could not register or its thread could not be made",
+    "ray_no_resources": "Ray cannot place a task or actor; value: what is missing",
+    "ray_actor_died": "a Ray actor died (cause may be in the same message)",
+    "thread_create_failed": "`Resource temporarily unavailable` at thread or process creation",
+    # host and kernel
+    "nvrm_mismatch": "the kernel module and the user library of the driver have different versions",
+    "nvrm_init_failed": "the driver could not start an adapter",
+    "gpu_fell_off": "a GPU fell off the bus; value: BDF",
+    "smmu_fault": "an Arm SMMU event or fault; value: device",
+    "iommu_enabled": "the kernel says that an IOMMU is on; value: intel amd arm",
+    "iommu_default_translated": "`Default domain type: Translated` (also printed with no IOMMU: proves nothing alone)",
+    "iommu_default_passthrough": "`Default domain type: Passthrough`",
+    "iommu_warning_rccl": "RCCL warns that iommu=pt is missing",
+    "aer_seen": "an AER message that is neither corrected nor fatal",
+    "vfio_bound": "a device is bound to vfio-pci; value: BDF",
+    "nvlink_down": "an NVLink is down, inactive or in recovery; value: which",
+    "nvlink_contained": "CUDA reports an access to peer memory that failed over NVLink",
+    "fabric_not_ready": "CUDA or NVML says that the fabric or NVSwitch system is not initialised",
+    "ecc_error": "an uncorrectable or row-remap ECC event; value: number or words",
+    "power_event": "power or thermal event on a card",
+    "libvgpu": "a GPU-sharing library is loaded; value: its name",
+    "link_downgraded": "a PCIe link runs below its width (or below its speed under load); value: device and what",
+    "patched_driver": "a driver module patched for peer access; value: its name",
+    "numa_policy_denied": "a memory-policy or mbind call is refused in the container",
+    "cpu_missing": "CPUs are offline or could not be brought up; value: which",
+    "p2p_slower": "P2P measured slower than, or no faster than, staging through the host; value: figures",
+}
+
+
+# ---------------------------------------------------------------- signs and diagnoses
+
+
+class Sign(Struct, frozen=True):
+    """One reason for or against one cause. weight in nats (natural log of a likelihood ratio), always > 0.
+
+    text: an English template; `args` fills its {names}; the Chinese template stands in the catalogue under the English one.
+    decisive: this alone settles the cause if it is true.
+    """
+
+    speaks_for: bool
+    weight: float
+    text: str
+    source: Source
+    args: dict[str, str] = field(default_factory=dict)
+    decisive: bool = False
+
+
+class NotChecked(Struct, frozen=True):
+    """Something a cause could not judge, and what would let it."""
+
+    cause: str
+    text: str
+    args: dict[str, str] = field(default_factory=dict)
+    do: str = ""  # a command, or "" if the text says it
+
+
+class Weighed(Struct, frozen=True):
+    """One cause after weighing. score in nats; confidence 0..1 over all causes and `something else`."""
+
+    id: str
+    cls: str
+    score: float
+    confidence: float
+    state: str  # confirmed | likely | possible | ruled_out
+    signs: tuple[Sign, ...] = ()
+
+
+class Next(Struct, frozen=True):
+    """The next thing to find out. kind: command | question. key: name of the question that --ask uses."""
+
+    text: str
+    tells_apart: tuple[str, ...]
+    kind: str = "command"
+    key: str = ""
+    args: dict[str, str] = field(default_factory=dict)
+
+
+class Note(Struct, frozen=True):
+    """Something people get wrong, said because these facts hold it. Never changes a verdict."""
+
+    text: str
+    source: Source
+    args: dict[str, str] = field(default_factory=dict)
+
+
+class Diagnosis(Struct, frozen=True):
+    verdict: str  # healthy | faulty | cannot_tell
+    causes: tuple[Weighed, ...]
+    next: tuple[Next, ...] = ()
+    not_checked: tuple[NotChecked, ...] = ()
+    notes: tuple[Note, ...] = ()
+    facts: tuple[Fact, ...] = ()
+    texts: tuple[tuple[str, int], ...] = ()  # name, lines of each text that was read
