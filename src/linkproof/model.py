@@ -112,12 +112,18 @@ class Iommu(Fact, frozen=True, kw_only=True):
 
 
 class Acs(Fact, frozen=True, kw_only=True):
-    """redirect: on off unknown, of one bridge port. kind: root_port downstream_port endpoint or "" if not told."""
+    """redirect: on off unknown, of one bridge port. kind: root_port upstream_port downstream_port endpoint or "" if not told.
+
+    bits: names of the set bits as lspci prints them (`SrcValid ReqRedir`), "none", or "no capability".
+    above: what hangs below the port: gpu (some of the GPUs: the port is on a path between GPUs), every gpu (their traffic turns
+           round below it), nic, `gpu nic`, other; "" not told.
+    """
 
     redirect: str
     port: str = ""
     kind: str = ""
     bits: str = ""
+    above: str = ""
 
 
 class PeerAccess(Fact, frozen=True, kw_only=True):
@@ -197,9 +203,11 @@ class Ranks(Fact, frozen=True, kw_only=True):
 class DeviceAssert(Fact, frozen=True, kw_only=True):
     """A device-side assertion, once per (file, kernel, expression, rank).
 
-    op: embedding index index_copy gather scatter take_put masked_scatter multinomial_prob multinomial_isnan
+    op: embedding index index_copy gather scatter row_gather take_put masked_scatter multinomial_prob multinomial_isnan
         multinomial_zero_row nll_loss bce_loss assert_async other.
-    index, size: the printed value and bound where the build prints them.
+        row_gather: `vectorized_gather_kernel` (torch >= 2.8), which embedding, index_select and x[idx] share.
+        gather: `ScatterGatherKernel.cu`, whose lambdas do not say whether it was gather or scatter; scatter: where it is said.
+    index, size: the printed value and bound where the build prints them (of the first line).
     """
 
     file: str
@@ -335,6 +343,10 @@ EVENT_KINDS: dict[str, str] = {
     "vocab_mismatch": "a size mismatch between tokenizer and embedding is printed",
     "seq_too_long": "a message says that the sequence is longer than the model's maximum; value: lengths",
     "mixed_dtype_matmul": "an operation met two dtypes",
+    "device_map_used": "code or a print shows a model spread by accelerate's device_map; value: its value or the number of devices",
+    "data_parallel_used": "code or a stack shows torch.nn.DataParallel (one process, threads, replicas)",
+    "nvml_lost": "NVML or nvidia-smi works no more in this container or process, though the driver runs (device access lost)",
+    "ggml_abort": "llama.cpp or ggml ended itself after a failed check; value: file or function",
     # shared memory
     "shm_create_failed": "NCCL could not create a shared-memory segment; value: its size in bytes",
     "shm_attach_failed": "NCCL could not attach to an existing shared-memory segment",
@@ -348,6 +360,9 @@ EVENT_KINDS: dict[str, str] = {
     "nccl_p2p_disabled_driver": "the driver says no P2P between two GPUs: NCCL uses shared memory (slow, safe)",
     "nccl_p2p_nvlink_disabled": "NVLink is there and the driver says no P2P over it",
     "nccl_peer_not_possible": "CUDA says that these two devices cannot access each other",
+    "nccl_peer_query_failed": "the question whether two devices can access each other failed itself; value: the devices",
+    "nccl_network": "NCCL names the network it uses; value: Socket, IB or the name of a plugin",
+    "nccl_hint": "NCCL adds a hint to an error; value: acs gid imex bar1_peer_mappings cross_rail same_host_nics ib_timeout container_topology",
     "nccl_legacy_ipc": "CUDA IPC does not work here (WSL, some containers)",
     "cuda_ipc_failed": "a CUDA IPC handle could not be made or opened",
     "nccl_check_p2p": "NCCL's one-line summary; value: 0 or 1 of isAllDirectP2p (or intraNodeP2pSupport)",
@@ -423,6 +438,12 @@ EVENT_KINDS: dict[str, str] = {
     "patched_driver": "a driver module patched for peer access; value: its name",
     "numa_policy_denied": "a memory-policy or mbind call is refused in the container",
     "cpu_missing": "CPUs are offline or could not be brought up; value: which",
+    "pcie_replays": "a card counts many replayed PCIe packets; value: device and count",
+    "fabric_ready": "NVML says that the fabric state of a card is completed; value: device and state",
+    "gpu_vm_fault": "an AMD GPU's own page tables faulted (not the IOMMU); value: device",
+    "gpu_ring_timeout": "an AMD GPU's command ring timed out; value: device and ring",
+    "task_blocked": "the kernel says that a task hangs in it; value: the task",
+    "nmi": "a non-maskable interrupt of unknown reason, or a PCI system error (SERR)",
     "p2p_slower": "P2P measured slower than, or no faster than, staging through the host; value: figures",
 }
 
@@ -483,11 +504,19 @@ class Note(Struct, frozen=True):
     args: dict[str, str] = field(default_factory=dict)
 
 
+class Consumer(Struct, frozen=True):
+    """One engine under the leading cause. state: at_risk not_reached. settings: what keeps it off the broken way; () if there is none."""
+
+    state: str
+    settings: tuple[str, ...] = ()
+
+
 class Diagnosis(Struct, frozen=True):
     verdict: str  # healthy | faulty | cannot_tell
     causes: tuple[Weighed, ...]
     next: tuple[Next, ...] = ()
     not_checked: tuple[NotChecked, ...] = ()
     notes: tuple[Note, ...] = ()
+    consumers: dict[str, Consumer] = field(default_factory=dict)
     facts: tuple[Fact, ...] = ()
     texts: tuple[tuple[str, int], ...] = ()  # name, lines of each text that was read

@@ -1,0 +1,43 @@
+"""ACS redirect bits on a bridge above a GPU send peer traffic up to the root complex."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from linkproof.causes.family import con, peer_path_bad, peer_path_fine, pro
+from linkproof.causes.reading import Reading
+from linkproof.model import Acs, Collective, Copy, NotChecked, Sign
+
+CLASS = "fabric"
+PRIOR = -4.5
+
+
+def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
+    yield from peer_path_bad(f)
+    yield from peer_path_fine(f)
+    on, off = f.first(Acs, redirect="on"), f.first(Acs, redirect="off")
+    suspicion = (
+        f.split_bad or f.peer_copy_bad or f.collective_bad() or f.hang or f.first(Collective, result="slow") or f.first(Copy, result="slow")
+    )
+    if on:
+        yield pro(3.2 if suspicion else 1.5, "{port} redirects peer traffic up to the root complex", on, port=on.port or "ACSCtl")
+    elif off and not f.first(Acs, redirect="unknown"):
+        yield con(4.0, "no redirect bit is set on the ports shown", off)
+    else:
+        yield NotChecked("acs_redirect", "the ACS control registers of the bridges above the GPUs are not known", do="sudo lspci -Dvvv")
+    if cured := f.setting("acs_off", "cured"):
+        yield pro(5.0, "clearing the ACS bits ended the failure", cured)
+    elif same := f.setting("acs_off", "no_effect"):
+        yield con(3.0, "clearing the ACS bits changed nothing", same)
+    if f.io_page_fault:
+        yield con(2.0, "the page fault names the IOMMU; redirect alone does not refuse an address", f.io_page_fault)
+    if hint := f.event("nccl_ib_hint_acs"):
+        yield pro(1.0, "NCCL hints at ACS after a failed completion", hint)
+    if f.changed_driver:
+        yield con(0.7, "only the driver changed before it began", f.changed_driver)
+    if f.iommu_translating and not on:
+        yield con(0.7, "the IOMMU alone explains it", f.iommu_translating)
+    if f.amd and not on:
+        yield con(0.7, "nothing speaks of ACS, and these cards fail in other ways more often", f.amd)
+    if f.nvswitch and not on:
+        yield con(1.5, "these cards reach each other over NVSwitch, not over PCIe bridges", f.nvswitch)

@@ -1,0 +1,47 @@
+"""The IOMMU translates addresses, and the peer address of a GPU is not in its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from linkproof.causes.family import con, peer_path_bad, peer_path_fine, pro
+from linkproof.causes.reading import Reading
+from linkproof.model import Copy, NotChecked, Sign
+
+CLASS = "fabric"
+PRIOR = -4.0
+
+
+def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
+    yield from peer_path_bad(f)
+    yield from peer_path_fine(f)
+    if f.io_page_fault:
+        yield pro(7.0, "the IOMMU logged a page fault of the GPU: a peer address was refused", f.io_page_fault, decisive=True)
+    if smmu := f.event("smmu_fault"):
+        yield pro(4.0, "the Arm SMMU logged a fault", smmu)
+    suspicion = f.split_bad or f.peer_copy_bad or f.collective_bad() or f.hang
+    if f.iommu_translating:
+        yield pro(2.8 if suspicion else 1.0, "the IOMMU translates (no passthrough)", f.iommu_translating)
+    elif f.iommu_harmless:
+        yield con(4.0, "the IOMMU is off or passes addresses through", f.iommu_harmless)
+    elif f.iommu_unset and suspicion:
+        weight = 2.2 if f.amd or f.amd_cpu else 1.2
+        yield pro(weight, "the kernel command line asks for no passthrough: the default may translate", f.iommu_unset)
+    elif not f.io_page_fault:
+        yield NotChecked(
+            "iommu_translation", "the IOMMU mode is not known", do="cat /proc/cmdline; cat /sys/kernel/iommu_groups/*/type | sort | uniq -c"
+        )
+    if off := f.setting("iommu_off", "cured") or f.setting("iommu_pt", "cured"):
+        yield pro(5.0, "taking the IOMMU out of the way ended the failure", off)
+    if warned := f.event("iommu_warning_rccl"):
+        yield pro(2.5, "RCCL itself warns that iommu=pt is missing", warned)
+    if f.amd and f.iommu_unset and f.collective_bad(engine="rccl"):
+        yield pro(1.0, "RCCL needs passthrough, and the kernel was not asked for it", f.amd)
+    if f.changed_driver and not f.io_page_fault:
+        yield con(0.7, "only the driver changed before it began", f.changed_driver)
+    if f.guest and not f.io_page_fault and not f.iommu_translating:
+        yield con(0.7, "a guest sees little of the host's IOMMU", f.guest)
+    slow = f.first(Copy, via="peer", result="slow")
+    bad = f.first(Copy, via="peer", result=("wrong", "zeros", "stale"))
+    if slow and bad:
+        yield pro(0.8, "direct copies are slow as well as wrong: they go up through the root complex", slow)

@@ -1,0 +1,65 @@
+"""One NCCL or RCCL release fails: chip not known to it, deadlock, wrong order, abort instead of fallback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from linkproof.causes.family import con, pro
+from linkproof.causes.reading import Reading
+from linkproof.model import Collective, FabricManager, NotChecked, Sign, Stage
+
+CLASS = "comm_software"
+PRIOR = -4.2
+
+
+def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
+    if other := f.setting("nccl_version", "cured"):
+        yield pro(6.0, "another NCCL release ended it", other, decisive=True)
+    elif same := f.setting("nccl_version", "no_effect"):
+        yield con(3.0, "another NCCL release fails in the same way", same)
+    nvls_wrong = f.first(Collective, transport="nvls", result=("wrong", "hang"))
+    if nvls_wrong:
+        yield pro(4.5, "one algorithm of NCCL (NVLS) gives {result} results on healthy links", nvls_wrong, result=nvls_wrong.result)
+    bind = f.event("nvls_bind_failed")
+    if bind and bind.value == "2":
+        yield pro(3.2, "NCCL stops where it should fall back: multicast objects ran out (error 2)", bind)
+        if running := f.first(FabricManager, state="running"):
+            yield pro(2.0, "Fabric Manager runs", running)
+    call = f.event("nccl_cuda_call_failed")
+    if call:
+        weight = 3.5 if any(w in call.value for w in ("enqueue", "init", "launch", "channel")) else 2.0
+        yield pro(weight, "a CUDA call inside NCCL failed outside of any transport ({value})", call, value=call.value)
+    number, said = f.nccl
+    if number and f.event("nvls_used") and (stuck := f.first(Stage, at=("nccl_init", "first_collective"), result="hang")):
+        yield pro(2.5, "NCCL {version} stops while it sets up NVLS, with no error", said or stuck, version=said.nccl if said else "")
+    if chip := f.cuda_error(209):
+        yield pro(2.0, "NCCL or torch has no kernel for this chip", chip)
+    if sizes := f.pattern("some_sizes", "from_bytes"):
+        yield pro(2.0, "only some message sizes fail: a choice of algorithm or protocol", sizes)
+    if algo := f.setting("algo", "cured", "changed"):
+        yield pro(2.7, "another NCCL algorithm or protocol changes it", algo)
+    if nvls := f.setting("nvls_off", "cured"):
+        yield pro(1.8, "switching NVLS off ended the failure", nvls)
+    if (changed := f.first_changed_library) and "nccl" in changed.detail.lower():
+        yield pro(2.5, "it began with another NCCL", changed)
+    if (hosts := f.ranks("hosts_differ")) and f.collective_bad():
+        yield pro(1.5, "hosts differ ({detail}): ranks may choose different algorithms", hosts, detail=hosts.detail)
+    one_op = f.first(Collective, engine=("nccl", "rccl"), result=("error", "hang", "wrong"))
+    right = f.first(Collective, engine=("nccl", "rccl"), result="ok")
+    if one_op and right and one_op.op and right.op and one_op.op != right.op:
+        yield pro(1.8, "one operation fails and another is right over the same links", one_op)
+    if internal := f.event("nccl_error", value="internal"):
+        yield pro(1.2, "NCCL reports an internal error", internal)
+    copy = f.peer_copy_bad
+    if copy and copy.result in ("zeros", "wrong", "stale"):
+        yield con(4.0, "plain copies between the GPUs are wrong too", copy)
+    if p2p := f.setting("p2p_off", "cured"):
+        yield con(1.5, "switching peer traffic off ended it: the path rather than the release", p2p)
+    if f.ranks("sizes_differ") or f.event("collective_mismatch"):
+        differ = f.ranks("sizes_differ") or f.event("collective_mismatch")
+        if differ:
+            yield con(3.5, "ranks ask for different things: no release can serve that", differ)
+    if f.single_bad:
+        yield con(3.5, "it fails on one GPU too: no link is in use there", f.single_bad)
+    if restarted := f.first(FabricManager, state=("restarted_without_reset", "stopped", "version_mismatch")):
+        yield con(2.5, "Fabric Manager: {state}", restarted, state=restarted.state)

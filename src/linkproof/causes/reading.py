@@ -1,0 +1,482 @@
+"""What the facts say together: the questions that many causes ask. Not a cause itself.
+
+Every answer is the fact that gives it (so that a sign can cite it), or None. None means "not said", never "no".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import TypeVar
+
+from linkproof.model import (
+    Changed,
+    Collective,
+    Copy,
+    CudaError,
+    DeviceAssert,
+    Event,
+    Fact,
+    Gpu,
+    Host,
+    Input,
+    Iommu,
+    KernelLog,
+    ModelRun,
+    NcclPath,
+    Network,
+    Pattern,
+    PeerAccess,
+    Platform,
+    Ranks,
+    Setting,
+    Stage,
+    Topo,
+    Versions,
+)
+
+F = TypeVar("F", bound=Fact)
+
+WRONG_DATA = ("zeros", "wrong", "stale")
+BAD_MODEL = ("garbage", "wrong", "assert", "nan", "hang", "crash")
+PEER_MODES = ("peer", "load", "store", "ipc")
+
+# What a tried setting does, from its name. One setting may be of several natures.
+_NATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("p2p_off", ("NCCL_P2P_DISABLE=1", "NCCL_P2P_LEVEL=LOC", "NCCL_P2P_LEVEL=NVL", "NCCL_P2P_LEVEL=PIX", "NCCL_P2P_LEVEL=PXB",
+                 "NCCL_P2P_LEVEL=0", "NCCL_P2P_LEVEL=1", "no peer", "peer access disabled", "peer access switched off", "peer access off",
+                 "without peer", "p2p off", "p2p disabled", "disable p2p", "disable peer", "enable-p2p=0", "enable_p2p=0",
+                 "NO_PEER_COPY", "stage through host", "copy through cpu", "via cpu", "through host", "P2P_DISABLE=1")),
+    ("p2p_forced", ("NCCL_P2P_LEVEL=SYS", "NCCL_P2P_LEVEL=PHB", "NCCL_P2P_LEVEL=5", "NCCL_P2P_LEVEL=4", "NCCL_P2P_LEVEL=3",
+                    "NCCL_IGNORE_DISABLED_P2P", "ForceP2P", "GGML_CUDA_P2P", "NCCL_P2P_DISABLE=0")),
+    ("custom_ar_off", ("disable-custom-all-reduce", "disable_custom_all_reduce", "custom all-reduce off", "custom allreduce off",
+                       "disable custom all", "VLLM_DISABLE_CUSTOM", "SGLANG_DISABLE_CUSTOM", "without custom all")),
+    ("shm_off", ("NCCL_SHM_DISABLE=1",)),
+    ("shm_size", ("shm-size", "shm_size", "--ipc=host", "ipc: host", "--ipc host", "larger shm", "bigger shm", "more shared memory")),
+    ("iommu_off", ("iommu off", "iommu=off", "amd_iommu=off", "intel_iommu=off", "iommu disabled", "disable iommu", "vt-d off", "VT-d disabled")),
+    ("iommu_pt", ("iommu=pt", "iommu passthrough", "iommu.passthrough=1", "iommu=soft")),
+    ("acs_off", ("acs off", "acs disabled", "disable acs", "disable_acs_redir", "config_acs", "ECAP_ACS", "pci=noacs", "setpci")),
+    ("nvls_off", ("NCCL_NVLS_ENABLE=0", "nvls off", "disable nvls")),
+    ("nvls_on", ("NCCL_ALGO=NVLS", "NCCL_NVLS_ENABLE=1", "NCCL_NVLS_ENABLE=2")),
+    ("cumem_host_off", ("NCCL_CUMEM_HOST_ENABLE=0",)),
+    ("cumem_off", ("NCCL_CUMEM_ENABLE=0",)),
+    ("ib_off", ("NCCL_IB_DISABLE=1", "NCCL_NET=Socket")),
+    ("gdr_off", ("NCCL_NET_GDR_LEVEL=0", "NCCL_NET_GDR_LEVEL=LOC", "NCCL_NET_GDR_DISABLE")),
+    ("gid", ("NCCL_IB_GID_INDEX",)),
+    ("iface", ("SOCKET_IFNAME", "MASTER_ADDR", "VLLM_HOST_IP")),
+    ("algo", ("NCCL_ALGO", "NCCL_PROTO")),
+    ("expandable", ("expandable_segments",)),
+    ("eager", ("enforce-eager", "enforce_eager", "disable-cuda-graph", "cuda graphs off", "without cuda graph", "no cuda graph")),
+    ("spec_off", ("speculative", "mtp off", "no draft")),
+    ("attention_backend", ("ATTENTION_BACKEND", "attention-backend", "attn_implementation", "flash attention off", "eager attention", "sdpa",
+                           "another attention", "another kernel for", "moe-runner", "moe backend", "quantization kernel")),
+    ("dtype", ("bf16", "bfloat16", "fp32", "float32", "another dtype", "dtype")),
+    ("pad", ("pad token", "pad_token", "padding side", "padding_side")),
+    ("batch", ("batch size 1", "batch_size=1", "max-num-seqs 1", "single prompt")),
+    ("launch_blocking", ("CUDA_LAUNCH_BLOCKING",)),
+    ("memlock", ("memlock", "ulimit -l")),
+    ("rebar", ("resizable bar", "rebar", "above 4g")),
+    ("spawn", ("MULTIPROC_METHOD=spawn", "start method spawn", "spawn")),
+    ("fewer_gpus", ("fewer gpus", "other gpus", "another pair", "other pair", "different gpus")),
+    ("reboot", ("reboot", "power cycle", "restart")),
+    ("other_model", ("another model", "other model", "different model")),
+    ("preload_off", ("CUDA_DISABLE_CONTROL", "without LD_PRELOAD", "LD_PRELOAD=")),
+    ("mem_less", ("gpu-memory-utilization", "gpu_memory_utilization", "mem-fraction", "max-model-len", "max_model_len")),
+    ("sync", ("torch.cuda.synchronize", "synchronize", "sync before")),
+    ("device_select", ("CUDA_VISIBLE_DEVICES=", "HIP_VISIBLE_DEVICES=", "ROCR_VISIBLE_DEVICES=", "set_device")),
+    ("swap_card", ("swap", "another slot", "other slot", "reseat", "moved card", "another card", "other card", "riser")),
+)  # fmt: skip
+
+
+def _lower_pairs() -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return tuple((nature, tuple(w.lower() for w in words)) for nature, words in _NATURES)
+
+
+_WORDS = _lower_pairs()
+
+
+def natures(setting: Setting) -> frozenset[str]:
+    """`NCCL_P2P_DISABLE=1 --disable-custom-all-reduce` -> {"p2p_off", "custom_ar_off"}; versions -> nccl_version, driver, library."""
+    name = " ".join(setting.name.lower().split())
+    out = {nature for nature, words in _WORDS if any(w in name for w in words)}
+    first = name.split(" ", 1)[0]
+    if "nccl_p2p_disable=0" in name or "ggml_cuda_p2p=" in name:
+        out.discard("p2p_off")
+    if first in ("nccl", "rccl") or name.startswith(("another nccl", "other nccl", "newer nccl", "older nccl")):
+        out.add("nccl_version")
+    elif "driver" in name:
+        out.add("driver")
+    elif name.endswith("kernel") or "linux kernel" in name or first == "kernel":
+        out.add("kernel")
+    elif "=" not in first and (
+        any(w in name for w in ("version", "upgrade", "downgrade", "newer", "older", "nightly", "another build", "git main"))
+        or (
+            any(c.isdigit() for c in name)
+            and first in ("vllm", "sglang", "torch", "pytorch", "transformers", "cuda", "rocm", "ollama", "llama.cpp")
+        )
+    ):
+        out.add("library")
+    return frozenset(out)
+
+
+def _number(words: str) -> float | None:
+    digits = "".join(c if c.isdigit() or c == "." else " " for c in words[:40]).split()
+    try:
+        return float(digits[0]) if digits else None
+    except ValueError:
+        return None
+
+
+def version(words: str) -> tuple[int, ...]:
+    """`535.54.03` -> (535, 54, 3); "" -> (). Letters end it."""
+    out: list[int] = []
+    for part in words.strip().lstrip("v").replace("+", ".").split("."):
+        digits = ""
+        for c in part:
+            if not c.isdigit():
+                break
+            digits += c
+        if not digits or len(digits) > 9:
+            break
+        out.append(int(digits))
+    return tuple(out)
+
+
+class Reading:
+    """Facts with an index by type. Cheap to make: one pass."""
+
+    def __init__(self, facts: Iterable[Fact]) -> None:
+        self.facts = tuple(facts)
+        self._by_type: dict[type[Fact], list[Fact]] = {}
+        self._events: dict[str, list[Event]] = {}
+        for fact in self.facts:
+            self._by_type.setdefault(type(fact), []).append(fact)
+            if isinstance(fact, Event):
+                self._events.setdefault(fact.kind, []).append(fact)
+
+    def with_facts(self, more: Iterable[Fact]) -> Reading:
+        """These facts and some more; the index is shared where nothing changes."""
+        told = tuple(more)
+        other = Reading(())
+        other.facts = self.facts + told
+        other._by_type = dict(self._by_type)
+        other._events = self._events
+        for fact in told:
+            other._by_type[type(fact)] = [*other._by_type.get(type(fact), ()), fact]
+        return other
+
+    # ------------------------------------------------------------ look-ups
+
+    def all(self, kind: type[F], /, **equals: object) -> list[F]:
+        """Facts of this type whose fields equal, or lie in a given tuple."""
+        found: list[F] = self._by_type.get(kind, [])  # type: ignore[assignment]
+        for name, want in equals.items():
+            if isinstance(want, tuple):
+                found = [x for x in found if getattr(x, name) in want]
+            else:
+                found = [x for x in found if getattr(x, name) == want]
+        return found
+
+    def first(self, kind: type[F], /, **equals: object) -> F | None:
+        found = self.all(kind, **equals)
+        return found[0] if found else None
+
+    def event(self, *kinds: str, value: str | tuple[str, ...] | None = None) -> Event | None:
+        """The first event of any of these kinds."""
+        for kind in kinds:
+            for event in self._events.get(kind, ()):
+                if value is None or event.value == value or (isinstance(value, tuple) and event.value in value):
+                    return event
+        return None
+
+    def events(self, *kinds: str) -> list[Event]:
+        return [event for kind in kinds for event in self._events.get(kind, ())]
+
+    def cuda_error(self, *codes: int) -> CudaError | None:
+        return next((e for e in self.all(CudaError) if e.code in codes), None)
+
+    def asserted(self, *ops: str) -> DeviceAssert | None:
+        return self.first(DeviceAssert, op=ops)
+
+    # ------------------------------------------------------------ settings
+
+    @cached_property
+    def _settings(self) -> list[tuple[Setting, frozenset[str]]]:
+        return [(s, natures(s)) for s in self.all(Setting)]
+
+    def setting(self, nature: str, *effects: str) -> Setting | None:
+        """The first setting of this nature that had one of these effects."""
+        return next((s for s, n in self._settings if nature in n and (not effects or s.effect in effects)), None)
+
+    @cached_property
+    def p2p_off_in_vain(self) -> tuple[Setting, float] | None:
+        """Switching peer traffic off changed nothing, and how much that says (0..1): a switch that never reached the failing
+        program says nothing, one that left another user of the peer path running says little."""
+        runs = {r.split for r in self.all(ModelRun, split=("pipeline", "tensor", "data"), result=BAD_MODEL)}
+        for setting, nature in self._settings:
+            if "p2p_off" not in nature or setting.effect != "no_effect":
+                continue
+            nccl_only = setting.key.startswith("NCCL_")
+            build_flag = setting.key == "GGML_CUDA_NO_PEER_COPY"  # a build option: in the environment nobody reads it
+            if build_flag or (nccl_only and runs and runs <= {"pipeline"}):
+                continue
+            own = "tensor" in runs and nccl_only and self.setting("custom_ar_off") is None and self.event("custom_ar_disabled") is None
+            return setting, 0.4 if own else 1.0
+        return None
+
+    def setting_only(self, nature: str, *effects: str) -> Setting | None:
+        """As `setting`, but of no other nature: nothing else was switched in the same breath."""
+        return next((s for s, n in self._settings if n == {nature} and s.effect in effects), None)
+
+    def setting_key(self, *keys: str) -> Setting | None:
+        return next((s for s, _ in self._settings if s.key in keys), None)
+
+    # ------------------------------------------------------------ who is on trial
+
+    @cached_property
+    def names(self) -> str:
+        """All names of cards and engines, lower case, for asking what hardware this is."""
+        words = [g.name for g in self.all(Gpu)]
+        return " | ".join(words).lower()
+
+    @cached_property
+    def amd(self) -> Fact | None:
+        for gpu in self.all(Gpu):
+            low = gpu.name.lower()
+            if any(
+                w in low
+                for w in ("amd", "radeon", "instinct", "gfx", "rx 5", "rx 6", "rx 7", "rx 9", "mi50", "mi60", "mi100", "mi2", "mi3")
+            ):
+                return gpu
+        found = next((v for v in self.all(Versions) if v.rocm), None) or self.first(Collective, engine="rccl")
+        return (
+            found
+            or next((k for k in self.all(KernelLog) if k.driver == "amdgpu"), None)
+            or self.event("iommu_warning_rccl", "hip_kernel_image")
+        )
+
+    def gpu_named(self, *words: str) -> Gpu | None:
+        return next((g for g in self.all(Gpu) if any(w in g.name.lower() for w in words)), None)
+
+    @cached_property
+    def nvswitch(self) -> Gpu | None:
+        """A card that sits behind NVSwitch in the machines it is sold in (SXM parts; PCIe and NVL forms excluded)."""
+        for gpu in self.all(Gpu):
+            low = gpu.name.lower()
+            if any(w in low for w in ("pcie", "nvl", "rtx", "max-q")):
+                continue
+            if any(
+                w in low
+                for w in ("h100", "h200", "h800", "h20", "b200", "b300", "gb200", "gb300", "a100-sxm", "a100 sxm", "a800-sxm", "gh200")
+            ):
+                return gpu
+            if ("a100" in low or "a800" in low) and gpu.count >= 8:
+                return gpu
+        return None
+
+    @cached_property
+    def gpu_count(self) -> int:
+        return max((g.count for g in self.all(Gpu)), default=0)
+
+    @cached_property
+    def geforce(self) -> Gpu | None:
+        """Consumer cards: NVIDIA's own driver offers them no peer access over PCIe."""
+        for gpu in self.all(Gpu):
+            low = gpu.name.lower()
+            if any(w in low for w in ("pro ", "a6000", "a5000", "a4000", "ada", "quadro", "tesla")):
+                continue
+            if any(w in low for w in ("geforce", "rtx 20", "rtx 30", "rtx 40", "rtx 50", "gtx", "titan")):
+                return gpu
+        return None
+
+    @cached_property
+    def guest(self) -> Platform | None:
+        return self.first(Platform, kind=("vm", "wsl2"))
+
+    @cached_property
+    def boxed(self) -> Platform | None:
+        return self.first(Platform, kind=("container", "pod", "sandbox"))
+
+    # ------------------------------------------------------------ what failed
+
+    @cached_property
+    def single_ok(self) -> ModelRun | None:
+        return self.first(ModelRun, split="none", result="ok")
+
+    @cached_property
+    def single_bad(self) -> ModelRun | None:
+        return self.first(ModelRun, split="none", result=BAD_MODEL)
+
+    @cached_property
+    def split_bad(self) -> ModelRun | None:
+        return self.first(ModelRun, split=("pipeline", "tensor", "data"), result=BAD_MODEL)
+
+    @cached_property
+    def split_ok(self) -> ModelRun | None:
+        return self.first(ModelRun, split=("pipeline", "tensor", "data"), result="ok")
+
+    @cached_property
+    def one_model_only(self) -> ModelRun | None:
+        """This model fails, and the observation says that others do not."""
+        found = self.first(ModelRun, scope="one_model", split=("pipeline", "tensor", "data"), result=BAD_MODEL)
+        return found or self.first(ModelRun, scope="one_model", result=BAD_MODEL)
+
+    @cached_property
+    def every_model(self) -> Fact | None:
+        found: Fact | None = self.first(ModelRun, scope="every_model", result=BAD_MODEL)
+        return found or self.setting("other_model", "no_effect")
+
+    @cached_property
+    def peer_copy_bad(self) -> Copy | None:
+        found = self.first(Copy, via=PEER_MODES, result=WRONG_DATA)
+        return found or self.first(Copy, via=PEER_MODES, result=("hang", "error"))
+
+    @cached_property
+    def peer_copy_ok(self) -> Copy | None:
+        """Every peer copy that was checked was right, over all pairs."""
+        if self.peer_copy_bad is not None:
+            return None
+        return self.first(Copy, via=PEER_MODES, result="ok", pairs="all")
+
+    @cached_property
+    def host_copy_ok(self) -> Copy | None:
+        return self.first(Copy, via="host", result="ok")
+
+    @cached_property
+    def hang(self) -> Fact | None:
+        found: Fact | None = self.first(ModelRun, split=("pipeline", "tensor", "data"), result="hang") or self.first(
+            Collective, result="hang"
+        )
+        return found or self.first(Stage, result="hang")
+
+    @cached_property
+    def spinning(self) -> Gpu | None:
+        """100 % utilisation at idle power: kernels that wait for a flag that never comes."""
+        return self.first(Gpu, fact="utilisation_100_idle_power")
+
+    @cached_property
+    def fails_before_traffic(self) -> Fact | None:
+        """The failure stands before any byte went between GPUs."""
+        found: Fact | None = self.first(Stage, at=("cuda_init", "ray_start"))
+        return found or self.event(
+            "fork_after_cuda", "undefined_nccl_symbol", "mig_name_as_number", "driver_mismatch", "ray_register_failed"
+        )
+
+    @cached_property
+    def hw_claims_peer(self) -> PeerAccess | None:
+        found = self.first(PeerAccess, claimed="all") or self.first(PeerAccess, claimed="some")
+        return found or self.first(PeerAccess, status="OK")
+
+    @cached_property
+    def hw_denies_peer(self) -> Fact | None:
+        found: Fact | None = self.first(PeerAccess, claimed="none") or self.first(PeerAccess, status=("CNS", "GNS", "TNS", "NS"))
+        return found or self.event("nccl_p2p_disabled_driver", "nccl_peer_not_possible") or self.cuda_error(217)
+
+    @cached_property
+    def first_patched(self) -> Fact | None:
+        return self.first(Gpu, fact="patched_driver") or self.event("patched_driver")
+
+    @cached_property
+    def first_changed_library(self) -> Changed | None:
+        return self.first(Changed, what="library")
+
+    @cached_property
+    def amd_cpu(self) -> Fact | None:
+        words = ("amd", "epyc", "threadripper", "ryzen", "authenticamd")
+        found: Fact | None = next((h for h in self.all(Host, fact="cpu_vendor") if any(w in h.value.lower() for w in words)), None)
+        return found or next((p for p in self.all(Platform) if any(w in p.note.lower() for w in words)), None)
+
+    # ------------------------------------------------------------ the guard on the path
+
+    @cached_property
+    def iommu_translating(self) -> Fact | None:
+        return self.first(Iommu, mode="translating")
+
+    @cached_property
+    def iommu_harmless(self) -> Fact | None:
+        """Passthrough or off, or switching it off changed nothing."""
+        if self.iommu_translating is not None:
+            return None
+        found: Fact | None = self.first(Iommu, mode=("passthrough", "off"))
+        return found or self.setting("iommu_off", "no_effect") or self.setting("iommu_pt", "no_effect")
+
+    @cached_property
+    def iommu_unset(self) -> Iommu | None:
+        """The kernel command line is known and asks for nothing: the distribution's default rules."""
+        return next((i for i in self.all(Iommu) if i.mode == "unknown" and i.parameter == "none"), None)
+
+    @cached_property
+    def io_page_fault(self) -> KernelLog | None:
+        """A page fault of a GPU; lines that name another device do not count."""
+        for line in self.all(KernelLog, fact="io_page_fault"):
+            if line.driver in ("", "nvidia", "amdgpu", "radeon", "nouveau", "i915", "xe") or "gpu" in line.driver:
+                return line
+        return None
+
+    @cached_property
+    def changed_driver(self) -> Changed | None:
+        return self.first(Changed, what="driver")
+
+    @cached_property
+    def nccl(self) -> tuple[tuple[int, ...], Versions | None]:
+        for v in self.all(Versions):
+            if v.nccl:
+                return version(v.nccl), v
+        return (), None
+
+    @cached_property
+    def driver(self) -> tuple[tuple[int, ...], Versions | None]:
+        for v in self.all(Versions):
+            if v.driver:
+                return version(v.driver), v
+        return (), None
+
+    def xid(self, *numbers: str) -> KernelLog | None:
+        return next((k for k in self.all(KernelLog, fact="xid") if k.value in numbers), None)
+
+    def host(self, fact: str) -> Host | None:
+        return self.first(Host, fact=fact)
+
+    def host_number(self, fact: str) -> tuple[float, Host] | None:
+        for host in self.all(Host, fact=fact):
+            number = _number(host.value)
+            if number is not None:
+                return number, host
+        return None
+
+    def input(self, fact: str) -> Input | None:
+        return self.first(Input, fact=fact)
+
+    def input_number(self, fact: str) -> tuple[float, Input] | None:
+        for found in self.all(Input, fact=fact):
+            number = _number(found.value)
+            if number is not None:
+                return number, found
+        return None
+
+    def pattern(self, *facts: str) -> Pattern | None:
+        return self.first(Pattern, fact=facts)
+
+    def ranks(self, *facts: str) -> Ranks | None:
+        return self.first(Ranks, fact=facts)
+
+    def network(self, *facts: str) -> Network | None:
+        return self.first(Network, fact=facts)
+
+    @cached_property
+    def nccl_p2p_path(self) -> NcclPath | None:
+        return self.first(NcclPath, transport="P2P")
+
+    @cached_property
+    def nccl_shm_path(self) -> NcclPath | None:
+        """NCCL went through host memory and, as far as the log shows, through nothing else on this host."""
+        return None if self.nccl_p2p_path else self.first(NcclPath, transport="SHM")
+
+    def topo_path(self, *paths: str) -> Topo | None:
+        return self.first(Topo, path=paths)
+
+    def collective_bad(self, **equals: object) -> Collective | None:
+        return next((c for c in self.all(Collective, **equals) if c.result in ("wrong", "hang", "error")), None)
+
+    def settings(self) -> Iterator[tuple[Setting, frozenset[str]]]:
+        yield from self._settings

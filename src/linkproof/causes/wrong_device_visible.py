@@ -1,0 +1,26 @@
+"""An integrated or foreign GPU in the device list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from linkproof.causes.family import pro
+from linkproof.causes.reading import Reading
+from linkproof.model import Gpu, NotChecked, Sign
+
+CLASS = "host_config"
+PRIOR = -5.2
+
+
+def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
+    if inner := f.first(Gpu, fact="integrated_visible"):
+        yield pro(5.5, "an integrated GPU is in the device list ({name})", inner, name=inner.name or "?")
+    if image := f.event("hip_kernel_image") or f.cuda_error(209):
+        several = f.first(Gpu, fact="mixed_models") or f.first(Gpu, fact="integrated_visible")
+        yield pro(2.5 if several else 1.0, "no kernel image for one of the devices", image)
+    if ordinal := f.cuda_error(101):
+        yield pro(1.5, "a rank asks for a GPU that is not there (invalid device ordinal)", ordinal)
+    if mixed := f.first(Gpu, fact="mixed_models"):
+        yield pro(0.7, "cards of different generations", mixed)
+    if chosen := f.setting("device_select", "cured"):
+        yield pro(3.0, "choosing the devices by hand ended it", chosen)

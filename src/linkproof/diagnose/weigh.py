@@ -1,0 +1,120 @@
+"""Facts -> Diagnosis: scores, confidences, states, verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import exp
+
+from linkproof.causes import causes
+from linkproof.causes.reading import Reading
+from linkproof.diagnose.consumers import consumers
+from linkproof.diagnose.notes import notes
+from linkproof.diagnose.questions import next_steps
+from linkproof.model import Collective, Copy, Diagnosis, Fact, ModelRun, NotChecked, Sign, Stage, Weighed
+
+SURE = 0.5  # from here on a cause is called likely, and the verdict is `faulty`
+CONFIRMED = 0.9
+POSSIBLE = 0.04
+# Scores are not independent likelihoods: signs of one failure overlap. Dividing them keeps the confidence honest
+# (fitted on recorded failures: `make bench` prints the reliability table).
+TEMPERATURE = 1.0
+
+
+def score_all(reading: Reading) -> list[tuple[str, str, float, list[Sign], list[NotChecked]]]:
+    """(id, class, score, signs, not checked) of every cause, unsorted."""
+    out = []
+    for cause in causes():
+        signs: list[Sign] = []
+        unknown: list[NotChecked] = []
+        score = cause.prior
+        for said in cause.weigh(reading):
+            if isinstance(said, NotChecked):
+                unknown.append(said)
+            else:
+                score += said.weight if said.speaks_for else -said.weight
+                signs.append(said)
+        out.append((cause.id, cause.cls, score, signs, unknown))
+    return out
+
+
+def confidences(scores: Iterable[float]) -> list[float]:
+    """Softmax over these and `something else` at 0."""
+    scaled = [s / TEMPERATURE for s in scores]
+    top = max([0.0, *scaled])
+    weights = [exp(s - top) for s in scaled]
+    total = sum(weights) + exp(-top)
+    return [w / total for w in weights]
+
+
+def _state(confidence: float, score: float, signs: list[Sign], prior_score: float) -> str:
+    against = sum(s.weight for s in signs if not s.speaks_for)
+    speaks_for = sum(s.weight for s in signs if s.speaks_for)
+    if confidence >= CONFIRMED and any(s.decisive and s.speaks_for for s in signs):
+        return "confirmed"
+    if confidence >= SURE:
+        return "likely"
+    if against > speaks_for and score < prior_score:
+        return "ruled_out"
+    return "possible"
+
+
+def weigh_all(reading: Reading) -> tuple[list[Weighed], dict[str, list[NotChecked]]]:
+    """Every cause that something speaks for or clearly against, best first, with what each could not judge."""
+    scored = score_all(reading)
+    shares = confidences(s[2] for s in scored)
+    priors = {c.id: c.prior for c in causes()}
+    weighed = [
+        Weighed(
+            cid,
+            cls,
+            round(score, 2),
+            round(share, 3),
+            _state(share, score, signs, priors[cid]),
+            tuple(sorted(signs, key=lambda s: -s.weight)),
+        )
+        for (cid, cls, score, signs, _), share in zip(scored, shares, strict=True)
+        if signs
+    ]
+    weighed.sort(key=lambda w: (-w.score, w.id))
+    return weighed, {cid: unknown for cid, _, _, _, unknown in scored}
+
+
+def _shown(weighed: list[Weighed]) -> list[Weighed]:
+    """What a person needs to see: the live ones, and those that people suspect first and that are ruled out here."""
+    live = [w for w in weighed if w.state != "ruled_out" and any(s.speaks_for for s in w.signs) and w.confidence >= POSSIBLE]
+    if not live:
+        live = [w for w in weighed if w.state != "ruled_out" and any(s.speaks_for for s in w.signs)][:3]
+    out = [w for w in weighed if w.state == "ruled_out" and sum(s.weight for s in w.signs if not s.speaks_for) >= 3.0]
+    return live + [w for w in out if w not in live][:6]
+
+
+def healthy(reading: Reading) -> bool:
+    """Only measured data says healthy: direct copies over all pairs right, nothing seen failing. Nothing seen is not healthy."""
+    results = (
+        [r.result for r in reading.all(ModelRun)] + [r.result for r in reading.all(Copy)] + [r.result for r in reading.all(Collective)]
+    )
+    bad = any(r != "ok" for r in results) or bool(reading.all(Stage))
+    return not bad and reading.peer_copy_ok is not None and reading.first(Collective, result="ok") is not None
+
+
+def diagnose(facts: Iterable[Fact], texts: Iterable[tuple[str, int]] = ()) -> Diagnosis:
+    """Weigh every cause on these facts. texts: (name, lines) of what was read, for the report."""
+    reading = Reading(facts)
+    weighed, unknown = weigh_all(reading)
+    shown = _shown(weighed)
+    top = shown[0] if shown else None
+    sure = top is not None and top.confidence >= SURE
+    verdict = "faulty" if sure else "healthy" if healthy(reading) else "cannot_tell"
+    if verdict == "healthy":
+        shown = [w for w in shown if w.state == "ruled_out"]
+    wanted = [w.id for w in shown if w.state != "ruled_out"][:5]
+    return Diagnosis(
+        verdict=verdict,
+        causes=tuple(shown),
+        next=tuple(next_steps(reading, weighed, TEMPERATURE)) if verdict != "healthy" else (),
+        not_checked=tuple(n for cid in wanted for n in unknown[cid]),
+        notes=tuple(notes(reading)),
+        consumers=consumers(top) if verdict != "healthy" else {},
+        facts=reading.facts,
+        texts=tuple(texts),
+    )
