@@ -254,6 +254,7 @@ class NcclInit(Fact, frozen=True, kw_only=True):
     state: str
     nranks: int = 0
     comm: str = ""
+    host: str = ""
 
 
 class NcclPath(Fact, frozen=True, kw_only=True):
@@ -346,6 +347,7 @@ EVENT_KINDS: dict[str, str] = {
     "device_map_used": "code or a print shows a model spread by accelerate's device_map; value: its value or the number of devices",
     "data_parallel_used": "code or a stack shows torch.nn.DataParallel (one process, threads, replicas)",
     "nvml_lost": "NVML or nvidia-smi works no more in this container or process, though the driver runs (device access lost)",
+    "engine_stalled": "an engine's own watchdog or call to its workers saw no progress in time; value: the watchdog or the call",
     "ggml_abort": "llama.cpp or ggml ended itself after a failed check; value: file or function",
     # shared memory
     "shm_create_failed": "NCCL could not create a shared-memory segment; value: its size in bytes",
@@ -362,6 +364,7 @@ EVENT_KINDS: dict[str, str] = {
     "nccl_peer_not_possible": "CUDA says that these two devices cannot access each other",
     "nccl_peer_query_failed": "the question whether two devices can access each other failed itself; value: the devices",
     "nccl_network": "NCCL names the network it uses; value: Socket, IB or the name of a plugin",
+    "nccl_no_algorithm": "NCCL has no algorithm for an operation under the settings it was given; value: the operation",
     "nccl_hint": "NCCL adds a hint to an error; value: acs gid imex bar1_peer_mappings cross_rail same_host_nics ib_timeout container_topology",
     "nccl_legacy_ipc": "CUDA IPC does not work here (WSL, some containers)",
     "cuda_ipc_failed": "a CUDA IPC handle could not be made or opened",
@@ -387,15 +390,23 @@ EVENT_KINDS: dict[str, str] = {
     "nccl_diag_mismatch": "NCCL's own diagnostics read wrong data",
     "nccl_diag_failed": "NCCL's own diagnostics could not import or map peer memory",
     "nccl_abort": "a rank aborted a communicator (usually a consequence)",
+    "nccl_stack": "a native stack stands inside NCCL's host code; value: the function",
+    "sanitizer_far": "a memory checker saw an address far outside any allocation; value: bytes to the nearest",
+    "gsp_timeout": "the driver waited in vain for the GPU's firmware processor",
     "nccl_topo_flat": "a topology dump in which GPUs hang directly below the CPU without link data (a guest)",
     "nccl_topo_tree": "a topology dump with PCIe bridges and link data",
     "peer_memory_dmabuf": "GPUDirect RDMA module or dma-buf missing or failing",
     "nccl_tests_failed": "nccl-tests ended with wrong values; value: count",
+    "nccl_tests_busbw": "bus bandwidth of the largest message; value: GB/s",
+    "nccl_tests_average": "average bus bandwidth over all sizes of a run; value: GB/s",
+    "gdr_off": "NCCL does not use GPUDirect RDMA for a pair of GPU and network card: too far apart as it sees them",
+    "slow_gpu_query": "a query of the driver took very long; value: seconds",
     "nccl_tests_ok": "nccl-tests compared values and found none wrong",
     # frameworks and engines
     "collective_timeout": "a collective was given up after a time-out",
     "heartbeat_timeout": "the NCCL monitor thread saw no heartbeat",
     "collective_mismatch": "a checker says that ranks called different collectives, shapes or orders",
+    "busy_work": "a progress line of long work on one rank: tokenising, mapping, loading, saving; value: it",
     "store_timeout": "a rank waited in vain at the rendezvous store (no GPU traffic yet)",
     "store_closed": "the rendezvous store or a peer's connection closed (usually a consequence)",
     "gloo_failed": "gloo could not connect; value: address",
@@ -520,3 +531,4 @@ class Diagnosis(Struct, frozen=True):
     consumers: dict[str, Consumer] = field(default_factory=dict)
     facts: tuple[Fact, ...] = ()
     texts: tuple[tuple[str, int], ...] = ()  # name, lines of each text that was read
+    skipped: tuple[tuple[str, str, str], ...] = ()  # name, why in English, why in Chinese, of what was not read

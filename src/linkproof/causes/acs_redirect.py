@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from linkproof.causes.family import con, peer_path_bad, peer_path_fine, pro
 from linkproof.causes.reading import Reading
-from linkproof.model import Acs, Collective, Copy, NotChecked, Sign
+from linkproof.model import Acs, IbError, NotChecked, Sign
 
 CLASS = "fabric"
 PRIOR = -4.5
@@ -15,22 +15,27 @@ PRIOR = -4.5
 def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     yield from peer_path_bad(f)
     yield from peer_path_fine(f)
-    on, off = f.first(Acs, redirect="on"), f.first(Acs, redirect="off")
-    suspicion = (
-        f.split_bad or f.peer_copy_bad or f.collective_bad() or f.hang or f.first(Collective, result="slow") or f.first(Copy, result="slow")
-    )
+    # a port above every GPU, or above none, does not lie on the way between two
+    ports = [p for p in f.all(Acs) if p.above not in ("other", "every gpu")]
+    on, off = next((p for p in ports if p.redirect == "on"), None), next((p for p in ports if p.redirect == "off"), None)
+    suspicion = f.trouble
     if on:
         yield pro(3.2 if suspicion else 1.5, "{port} redirects peer traffic up to the root complex", on, port=on.port or "ACSCtl")
-    elif off and not f.first(Acs, redirect="unknown"):
+    elif off and not any(p.redirect == "unknown" for p in ports):
         yield con(4.0, "no redirect bit is set on the ports shown", off)
     else:
         yield NotChecked("acs_redirect", "the ACS control registers of the bridges above the GPUs are not known", do="sudo lspci -Dvvv")
+    if slower := f.event("p2p_slower"):
+        yield pro(2.5, "the direct way is slower than the way through the host: {value}", slower, value=slower.value)
     if cured := f.setting("acs_off", "cured"):
         yield pro(5.0, "clearing the ACS bits ended the failure", cured)
     elif same := f.setting("acs_off", "no_effect"):
         yield con(3.0, "clearing the ACS bits changed nothing", same)
     if f.io_page_fault:
         yield con(2.0, "the page fault names the IOMMU; redirect alone does not refuse an address", f.io_page_fault)
+    gpudirect = f.first(IbError, call="completion")
+    if on and gpudirect:
+        yield pro(1.5, "transfers between GPU and network card fail, and they take the same bridges", gpudirect)
     if hint := f.event("nccl_ib_hint_acs"):
         yield pro(1.0, "NCCL hints at ACS after a failed completion", hint)
     if f.changed_driver:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from linkproof.causes.family import con, pro
 from linkproof.causes.reading import WRONG_DATA, Reading
-from linkproof.model import Gpu, NcclPath, NotChecked, Sign
+from linkproof.model import Copy, Gpu, NcclPath, NotChecked, Setting, Sign
 
 CLASS = "host_config"
 PRIOR = -5.0
@@ -17,11 +17,16 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield pro(6.0, "each container sees one GPU", alone)
         if f.boxed:
             yield pro(0.5, "it runs in a container", f.boxed)
+    shown = {s.value: s for s in f.all(Setting) if s.key == "NVIDIA_VISIBLE_DEVICES" and s.value.isdigit()}
+    if len(shown) > 1:
+        yield pro(4.5, "containers are given one GPU each ({values})", next(iter(shown.values())), values=", ".join(sorted(shown)[:8]))
     ipc = f.event("cuda_ipc_failed")
     if ipc and f.boxed:
         yield pro(3.0, "CUDA IPC fails between processes in containers", ipc)
     elif ipc:
         yield pro(1.0, "a CUDA IPC handle could not be made or opened", ipc)
+    if shared := f.first(Copy, via="ipc", result="error"):
+        yield pro(2.0, "memory cannot be shared between the processes", shared)
     net = f.first(NcclPath, transport="NET")
     if net and f.boxed and (nv := f.topo_path("NV", "PIX", "PXB")):
         yield pro(

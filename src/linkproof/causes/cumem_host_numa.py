@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from linkproof.causes.family import con, pro
 from linkproof.causes.reading import Reading
-from linkproof.model import NotChecked, Platform, Sign, Stage
+from linkproof.model import CudaError, NotChecked, Platform, Sign, Stage
 
 CLASS = "comm_software"
 PRIOR = -5.2
@@ -18,6 +18,13 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield pro(4.2, "attaching to a segment fails: it exists, and this rank cannot map it", attach)
     if failed := f.event("cumem_host_failed"):
         yield pro(4.0, "NCCL says that cuMem host memory does not work", failed)
+    if failing := next((e for e in f.all(CudaError) if "transport/shm" in e.where), None):
+        yield pro(
+            4.5,
+            "a CUDA call fails in NCCL's shared-memory transport, which touches CUDA only for cuMem ({name})",
+            failing,
+            name=failing.name,
+        )
     if numa := f.host("numa_asymmetric"):
         yield pro(3.0, "NUMA nodes or CPUs differ between ranks", numa)
     if denied := f.event("numa_policy_denied"):

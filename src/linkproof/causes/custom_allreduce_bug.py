@@ -21,7 +21,10 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield pro(1.0, "switching the engine's own all-reduce off changed it", off)
     if same := f.setting("custom_ar_off", "no_effect"):
         yield con(4.5, "it fails with the engine's own all-reduce switched off as well", same)
-    if own := f.collective_bad(engine="custom_allreduce"):
+    own = f.collective_bad(engine="custom_allreduce")
+    if own and own.result == "error":
+        yield pro(1.5, "the engine's own all-reduce fails ({result})", own, result=own.result)
+    elif own:
         yield pro(3.5, "the engine's own all-reduce fails ({result})", own, result=own.result)
         if right := f.first(Collective, engine="nccl", result="ok"):
             yield pro(1.5, "NCCL over the same GPUs is right", right)

@@ -84,10 +84,15 @@ def peer_path_fine(f: Reading, share: float = 1.0) -> Iterator[Sign]:
             yield con(2.5 * share, "one model fails, others are right over the same links", f.one_model_only)
         if vain := f.p2p_off_in_vain:
             yield con(2.5 * share * vain[1], "it fails with peer traffic switched off as well", vain[0])
+        other = next((r for r in f.all(ModelRun, result="ok") if r.split not in ("none", f.split_bad.split)), None) if f.split_bad else None
+        if other and not f.one_model_only:
+            yield con(1.5 * share, "split in another way it is right over the same links", other)
         for fact in ("only_some_inputs", "only_long_inputs", "only_batched"):
             if (p := f.pattern(fact)) is not None:
                 yield con(2.0 * share, "only certain inputs fail; a bad link does not read them", p)
                 break
+    if (stack := f.event("nccl_stack")) is not None and not data_bad:
+        yield con(1.5 * share, "it stands still in NCCL's own host code ({value})", stack, value=stack.value)
     if f.fails_before_traffic:
         yield con(3.0 * share, "it fails before any byte goes between GPUs", f.fails_before_traffic)
     ok = f.first(Collective, transport=("default", "p2p"), result="ok")

@@ -31,23 +31,9 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         )
     if wait:
         yield pro(1.5, "ranks wait for each other at the start", wait)
-    if off := next(
-        (
-            s
-            for s, _ in f.settings()
-            if s.effect == "cured" and any(w in s.name.lower() for w in ("firewall", "ufw", "iptables", "security group", "port"))
-        ),
-        None,
-    ):
+    if off := f.setting("firewall", "cured"):
         yield pro(6.0, "opening the ports ended it", off)
-    elif same := next(
-        (
-            s
-            for s, _ in f.settings()
-            if s.effect == "no_effect" and any(w in s.name.lower() for w in ("firewall", "ufw", "iptables", "security group"))
-        ),
-        None,
-    ):
+    elif same := f.setting("firewall", "no_effect"):
         yield con(4.0, "the firewall is off and it fails as well", same)
     if loop := f.event("gloo_loopback") or next((i for i in f.all(Iface) if i.name.startswith(("lo", "docker", "virbr"))), None):
         yield con(2.5, "the address is a wrong one to begin with", loop)

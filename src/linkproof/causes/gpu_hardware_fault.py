@@ -25,6 +25,10 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield pro(3.5, "Xid {xid}: the card's own controller failed", chip, xid=chip.value)
     if fell := f.xid("79") or f.event("gpu_fell_off"):
         yield pro(2.6, "the GPU fell off the bus (Xid 79)", fell)
+    if init := f.event("nvrm_init_failed"):
+        yield pro(2.0, "the driver could not start a card", init)
+    if ring := f.event("gpu_ring_timeout"):
+        yield pro(1.5, "a ring of the card timed out ({value})", ring, value=ring.value)
     if power := f.event("power_event"):
         yield pro(3.0, "power or heat of one card", power)
     if uncorrectable := f.cuda_error(214):

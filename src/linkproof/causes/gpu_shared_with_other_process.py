@@ -18,7 +18,7 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         return
     slow = f.first(Collective, result="slow") or f.first(ModelRun, result="slow")
     if f.hang or slow or f.split_bad:
-        yield pro(4.5, "another process runs on one of the GPUs ({value})", other, value=other.value or "?")
+        yield pro(5.0, "another process runs on one of the GPUs ({value})", other, value=other.value or "?")
     else:
         yield pro(1.5, "another process runs on one of the GPUs ({value})", other, value=other.value or "?")
     if f.pattern("intermittent", "under_load"):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from linkproof.causes.family import con, pro
 from linkproof.causes.reading import Reading
-from linkproof.model import NotChecked, Sign, Stage
+from linkproof.model import NotChecked, Sign
 
 CLASS = "host_config"
 PRIOR = -5.0
@@ -16,11 +16,11 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     lib = f.host("ld_preload") or f.event("libvgpu")
     if not lib:
         return
-    trouble = f.first(Stage) or f.hang or f.split_bad or f.collective_bad() or f.event("nccl_error", "engine_start_failed")
+    trouble = f.trouble
     value = lib.value.lower()
     sharing = any(w in value for w in ("vgpu", "cuda", "gpu", "hami", "rocm"))
     yield pro(
-        (5.5 if sharing else 1.0) if trouble else 1.0,
+        (5.5 if trouble else 3.0) if sharing else 1.0,
         "a library that stands between the program and CUDA is loaded: {value}",
         lib,
         value=lib.value,

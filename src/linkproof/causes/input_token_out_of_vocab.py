@@ -29,9 +29,11 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     told_assert = f.first(ModelRun, result="assert")
     if embed:
         yield pro(3.3, "the assertion is that of an embedding lookup", embed)
+    elif row := f.asserted("row_gather"):
+        yield pro(2.3, "the assertion is that of a lookup of rows: an embedding, or a table of positions", row)
     elif scatter := f.asserted("gather", "scatter"):
         yield pro(0.6, "a gather or scatter by token id may assert so", scatter)
-    asserts = embed or generic or told_assert
+    asserts = embed or f.asserted("row_gather") or generic or told_assert
     changed = f.first(Changed, what="model")
     if changed and asserts:
         added = any(w in changed.detail.lower() for w in ("token", "vocab", "embed"))
@@ -46,7 +48,7 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield con(2.5, "the same input is right on one GPU", f.single_ok)
     if long := f.pattern("only_long_inputs"):
         yield con(2.2, "only long inputs fail: positions rather than tokens", long)
-    if (a := f.asserted("embedding", "index")) and a.index is not None and a.size is not None:
+    if (a := f.asserted("embedding", "index", "row_gather")) and a.index is not None and a.size is not None:
         if a.index >= a.size * 64 or a.index < -a.size * 64:
             yield con(2.5, "the printed index {index} is far from any token: corrupted rather than mistaken", a, index=str(a.index))
         elif a.index >= a.size or a.index < 0:

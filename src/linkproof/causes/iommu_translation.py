@@ -19,11 +19,15 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield pro(7.0, "the IOMMU logged a page fault of the GPU: a peer address was refused", f.io_page_fault, decisive=True)
     if smmu := f.event("smmu_fault"):
         yield pro(4.0, "the Arm SMMU logged a fault", smmu)
-    suspicion = f.split_bad or f.peer_copy_bad or f.collective_bad() or f.hang
+    suspicion = f.trouble
     if f.iommu_translating:
         yield pro(2.8 if suspicion else 1.0, "the IOMMU translates (no passthrough)", f.iommu_translating)
     elif f.iommu_harmless:
         yield con(4.0, "the IOMMU is off or passes addresses through", f.iommu_harmless)
+    elif told := f.setting("iommu_pt", "present") or f.setting("iommu_off", "present"):
+        yield con(2.5, "the IOMMU was set out of the way ({name})", told, name=told.name)
+    elif (on := f.event("iommu_enabled")) and suspicion and not f.iommu_unset:
+        yield pro(1.4, "the kernel says that an IOMMU is on, and no word of passthrough", on)
     elif f.iommu_unset and suspicion:
         weight = 2.2 if f.amd or f.amd_cpu else 1.2
         yield pro(weight, "the kernel command line asks for no passthrough: the default may translate", f.iommu_unset)
@@ -33,6 +37,8 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         )
     if off := f.setting("iommu_off", "cured") or f.setting("iommu_pt", "cured"):
         yield pro(5.0, "taking the IOMMU out of the way ended the failure", off)
+    if slower := f.event("p2p_slower"):
+        yield pro(1.8, "the direct way is slower than the way through the host: {value}", slower, value=slower.value)
     if warned := f.event("iommu_warning_rccl"):
         yield pro(2.5, "RCCL itself warns that iommu=pt is missing", warned)
     if f.amd and f.iommu_unset and f.collective_bad(engine="rccl"):

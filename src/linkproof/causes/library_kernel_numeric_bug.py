@@ -16,6 +16,8 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     if other := f.setting("attention_backend", "cured"):
         yield pro(5.5, "another kernel for the same work is right ({name})", other, name=other.name)
     wrong = next((r for r in f.all(ModelRun) if r.result in ("garbage", "wrong", "nan")), None)
+    if wrong and f.split_ok and f.first_changed_library:
+        yield pro(1.8, "it began with another version of the program, and split in another way it is right", f.first_changed_library)
     if eager := f.setting("eager", "cured"):
         yield pro(2.5, "without graphs or compilation it is right", eager)
     if wrong and wrong.scope == "one_model":

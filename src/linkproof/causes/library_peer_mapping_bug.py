@@ -17,6 +17,12 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     illegal = f.cuda_error(700) or f.cuda_error(719) or f.xid("31")
     if illegal and (crash or f.split_bad) and not f.single_bad:
         yield pro(2.0, "an invalid address, and only with several GPUs", illegal)
+    if state := f.cuda_error(704, 705):
+        yield pro(
+            4.0, "the program switches peer access on or off that it never had, or has already (error {code})", state, code=str(state.code)
+        )
+    if far := f.event("sanitizer_far"):
+        yield pro(4.5, "the address lies {value} bytes away from any allocation: it was never mapped for this GPU", far, value=far.value)
     if crash and f.one_model_only and f.split_ok:
         yield pro(3.3, "one model crashes over several GPUs while another runs over the same links", crash)
     elif crash and f.one_model_only:

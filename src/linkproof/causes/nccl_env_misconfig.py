@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from linkproof.causes.family import con, pro
 from linkproof.causes.reading import Reading
-from linkproof.model import IbError, NotChecked, Setting, Sign, Stage
+from linkproof.model import IbError, NcclWarn, NotChecked, Setting, Sign, Stage
 
 CLASS = "comm_software"
 PRIOR = -4.8
@@ -24,19 +24,33 @@ _LEFTOVER = (
     "NCCL_IB_AR_THRESHOLD", "NCCL_LL_BUFFSIZE", "NCCL_LL128_BUFFSIZE", "NCCL_CROSS_NIC", "NCCL_NET_OVERHEAD", "NCCL_LAUNCH_MODE", "NCCL_CHECKS_DISABLE",
 )  # fmt: skip
 
+# Switches that change how data is moved, off by default, and that fail or corrupt on some machines.
+_RISKY = ("NCCL_P2P_USE_CUDA_MEMCPY", "NCCL_SHM_USE_CUDA_MEMCPY", "NCCL_P2P_READ_ENABLE", "NCCL_P2P_DIRECT_DISABLE")
+
 
 def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
-    trouble = f.first(Stage) or f.collective_bad() or f.event("nccl_error") or f.first(IbError) or f.split_bad
+    trouble = f.first(Stage) or f.collective_bad() or f.event("nccl_error", "collective_timeout") or f.first(IbError) or f.split_bad
+    if gone := f.setting("env_removed", "cured", "changed"):
+        yield pro(6.0, "taking {name} away ended it", gone, name=gone.name)
+    planned = next((w for w in f.all(NcclWarn) if w.where.startswith("graph/")), None)
+    file = f.setting_key("NCCL_GRAPH_FILE", "NCCL_TOPO_FILE")
+    bad_xml = (
+        planned
+        if planned and (planned.where.startswith("graph/xml") or "XML" in planned.message or "Attribute" in planned.message)
+        else None
+    )
+    if bad_xml and not file:
+        yield pro(2.3, "NCCL cannot read its topology or graph: from a file that it was given, or from this platform", bad_xml)
+    if planned and file:
+        yield pro(4.0, "NCCL stops while it reads its plan, and {name} gives it one", planned, name=file.key)
     for setting in f.all(Setting):
-        if setting.effect in ("cured", "changed") and setting.name.lower().startswith(
-            ("unset nccl", "remove nccl", "without nccl", "no nccl")
-        ):
-            yield pro(6.0, "taking {name} away ended it", setting, name=setting.name)
         if setting.effect != "present" or not trouble:
             continue
         limit = _LARGE.get(setting.key)
         if limit is not None and setting.value.isdigit() and len(setting.value) < 16 and int(setting.value) >= limit:
             yield pro(4.5, "{name} is far beyond what helps, and its buffers are registered per channel", setting, name=setting.name)
+        elif setting.key in _RISKY and setting.value not in ("0", ""):
+            yield pro(3.3, "{name} moves data in a way that is off by default and fails on some machines", setting, name=setting.name)
         elif setting.key in _LEFTOVER:
             yield pro(1.6, "{name} is set: a leftover of tuning or debugging", setting, name=setting.name)
     if forced := f.setting("p2p_forced", "present"):

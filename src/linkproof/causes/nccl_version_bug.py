@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from linkproof.causes.family import con, pro
 from linkproof.causes.reading import Reading
-from linkproof.model import Collective, FabricManager, NotChecked, Sign, Stage
+from linkproof.model import Collective, FabricManager, NcclWarn, NotChecked, Sign, Stage
 
 CLASS = "comm_software"
 PRIOR = -4.2
@@ -16,7 +16,7 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     if other := f.setting("nccl_version", "cured"):
         yield pro(6.0, "another NCCL release ended it", other, decisive=True)
     elif same := f.setting("nccl_version", "no_effect"):
-        yield con(3.0, "another NCCL release fails in the same way", same)
+        yield con(1.5, "another NCCL release fails in the same way", same)
     nvls_wrong = f.first(Collective, transport="nvls", result=("wrong", "hang"))
     if nvls_wrong:
         yield pro(4.5, "one algorithm of NCCL (NVLS) gives {result} results on healthy links", nvls_wrong, result=nvls_wrong.result)
@@ -29,9 +29,50 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     if call:
         weight = 3.5 if any(w in call.value for w in ("enqueue", "init", "launch", "channel")) else 2.0
         yield pro(weight, "a CUDA call inside NCCL failed outside of any transport ({value})", call, value=call.value)
+    # its own files, as opposed to transports (transport/, misc/ibv, misc/socket), where something outside NCCL gave the error
+    inner = next(
+        (
+            w
+            for w in f.all(NcclWarn)
+            if w.where.startswith(
+                (
+                    "enqueue",
+                    "graph/search",
+                    "graph/tuning",
+                    "graph/connect",
+                    "graph/rings",
+                    "channel",
+                    "group",
+                    "device/",
+                    "collectives",
+                    "rma/",
+                    "sym_kernels",
+                )
+            )
+        ),
+        None,
+    )
+    if inner and not call and not f.setting_key("NCCL_GRAPH_FILE", "NCCL_TOPO_FILE"):
+        yield pro(2.7, "NCCL stops in its own code ({where}), not in a transport", inner, where=inner.where)
+        if vain := f.p2p_off_in_vain:
+            yield pro(0.7, "it fails with peer traffic switched off as well", vain[0])
+    if (xml := next((w for w in f.all(NcclWarn) if w.where.startswith(("graph/xml", "graph/topo"))), None)) and not f.setting_key(
+        "NCCL_TOPO_FILE", "NCCL_GRAPH_FILE"
+    ):
+        yield pro(2.3, "NCCL cannot make sense of this platform's topology", xml)
+    if (stack := f.event("nccl_stack")) and f.trouble:
+        yield pro(2.7, "it stands still inside NCCL's own host code ({value})", stack, value=stack.value)
     number, said = f.nccl
     if number and f.event("nvls_used") and (stuck := f.first(Stage, at=("nccl_init", "first_collective"), result="hang")):
         yield pro(2.5, "NCCL {version} stops while it sets up NVLS, with no error", said or stuck, version=said.nccl if said else "")
+    outside = f.event(
+        "nvls_bind_failed", "nvls_call_failed", "cuda_ipc_failed", "custom_ar_cuda_error", "cuda_oom", "assert_generic", "fabric_not_ready"
+    )
+    plain = f.event("nccl_error", value="cuda")
+    if plain and not (call or inner or outside or any(w.where for w in f.all(NcclWarn))):
+        yield pro(1.8, "a CUDA call inside NCCL failed, and nothing outside of it is named", plain)
+        if argument := f.cuda_error(1):
+            yield pro(1.0, "the call had an invalid argument, which NCCL itself makes", argument)
     if chip := f.cuda_error(209):
         yield pro(2.0, "NCCL or torch has no kernel for this chip", chip)
     if sizes := f.pattern("some_sizes", "from_bytes"):

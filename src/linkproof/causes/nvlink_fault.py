@@ -23,6 +23,13 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield pro(4.0, "a link counts errors or recoveries ({value})", errors, value=errors.value or "?")
     if down := f.event("nvlink_down"):
         yield pro(3.0, "a link is down or inactive: {value}", down, value=down.value)
+    if slow := f.event("slow_gpu_query"):
+        yield pro(
+            2.5 if f.topo_path("NV") else 1.0,
+            "a query of the driver took {value} s: it waits for something on the card or its links",
+            slow,
+            value=slow.value,
+        )
     if contained := f.event("nvlink_contained") or f.cuda_error(220):
         yield pro(3.5, "CUDA reports a failed access over NVLink", contained)
     if down := f.event("nccl_p2p_nvlink_disabled"):

@@ -35,14 +35,12 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield con(2.0, "NVSwitch machines lose single links or the fabric, seldom the plain peer path", f.nvswitch)
     if link := f.event("nvlink_down", "gpu_fell_off") or f.first(Gpu, fact="nvlink_errors"):
         yield con(1.5, "a link's own errors are a reason", link)
+    if slower := f.event("p2p_slower"):
+        yield pro(2.0, "the direct way is slower than the way through the host: {value}", slower, value=slower.value)
     changed = f.first_changed_library
     if changed and "peer" in changed.detail.lower() and f.split_bad:
         yield pro(2.5, "it began with a build that uses peer access", changed)
-    if used := f.event("engine_pcie_allreduce"):
-        yield (
-            pro(1.5, "the engine writes to its peers over PCIe with its own kernels, and it hangs", used)
-            if f.hang
-            else con(0.1, "the engine writes to its peers over PCIe with its own kernels", used)
-        )
+    if (used := f.event("custom_ar_used")) and f.hang and not f.topo_path("NV"):
+        yield pro(1.5, "the engine writes to its peers over PCIe with its own kernels, and it hangs", used)
     elif f.hw_claims_peer and f.peer_copy_bad and f.peer_copy_bad.result in ("zeros", "wrong", "stale"):
         yield pro(0.5, "peer access is claimed and the data does not arrive", f.peer_copy_bad)

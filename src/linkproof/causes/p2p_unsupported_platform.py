@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from linkproof.causes.family import con, peer_path_bad, peer_path_fine, pro
 from linkproof.causes.reading import Reading
-from linkproof.model import Collective, NotChecked, PeerAccess, Sign
+from linkproof.model import Collective, CudaError, NotChecked, PeerAccess, Sign
 
 CLASS = "fabric"
 PRIOR = -4.3
@@ -15,15 +15,20 @@ PRIOR = -4.3
 def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     yield from peer_path_bad(f, 0.6)
     yield from peer_path_fine(f, 0.7)
-    denied, e217 = f.hw_denies_peer, f.cuda_error(217)
+    denied = f.hw_denies_peer
+    e217 = next(
+        (e for e in f.all(CudaError, code=217) if "shm" not in e.where), None
+    )  # in NCCL's shared-memory transport it is cumem_host_numa
     engine = f.event("custom_ar_cuda_error")
     if e217 and not engine:
-        yield pro(4.5, "CUDA says that these devices cannot access each other", e217, decisive=True)
+        yield pro(5.5, "CUDA says that these devices cannot access each other", e217, decisive=True)
     elif denied:
         status = denied.status if isinstance(denied, PeerAccess) else ""
         yield pro(2.8, "the driver says that there is no peer access {status}", denied, status=status)
     elif engine and e217:
         yield pro(2.5, "CUDA says that these devices cannot access each other", e217)
+    if many := f.cuda_error(711, 60):
+        yield pro(6.0, "a card has no room for more peers: eight at most where no NVSwitch joins them", many, decisive=True)
     if bridge := f.event("p2p_bridge_not_allowed"):
         yield pro(4.5, "the kernel says that this host bridge is not allowed for peer DMA", bridge, decisive=True)
     if forced := f.setting("p2p_forced", "present") or f.setting("p2p_forced", "worse"):

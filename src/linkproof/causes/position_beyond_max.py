@@ -15,12 +15,23 @@ PRIOR = -4.6
 def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     if told := f.input("position_beyond_max"):
         yield pro(6.5, "a position lies beyond the table ({value})", told, value=told.value or "?")
-    asserts = f.asserted("embedding", "index", "index_copy", "gather") or f.event("index_out_of_range_cpu", "assert_generic")
+    asserts = f.asserted("embedding", "row_gather", "index", "index_copy", "gather") or f.event("index_out_of_range_cpu", "assert_generic")
     run = f.first(ModelRun, result=("assert", "crash"))
     if (long := f.pattern("only_long_inputs")) and (asserts or run):
         yield pro(5.0, "it fails above a length ({value})", long, value=long.value or "?")
     elif long:
         yield pro(1.5, "it fails above a length ({value})", long, value=long.value or "?")
+    longest, table = f.input_number("longest_sequence"), f.input_number("max_position")
+    if longest and table and longest[0] > table[0]:
+        yield pro(
+            6.0,
+            "the longest sequence has {longest} tokens, the table {rows} positions",
+            longest[1],
+            longest=longest[1].value,
+            rows=table[1].value,
+        )
+    elif longest and run is None and f.trouble:
+        yield pro(2.4, "the length of the longest sequence was looked at ({value})", longest[1], value=longest[1].value)
     if said := f.event("seq_too_long"):
         yield pro(
             4.5 if asserts or run else 1.5,
@@ -32,6 +43,8 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         embed = f.asserted("embedding") or f.event("index_out_of_range_cpu")
         if embed:
             yield pro(2.0, "position tables are looked up like embeddings", embed)
+    elif row := f.asserted("row_gather"):
+        yield pro(1.6, "the assertion is that of a lookup of rows: an embedding, or a table of positions", row)
     elif index := f.asserted("index", "index_copy"):
         yield pro(1.2, "position tables and static caches are indexed by position", index)
     if f.single_bad and asserts:

@@ -13,7 +13,10 @@ PRIOR = -4.0
 
 
 def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
-    oom = f.event("host_oom") or f.host("oom_kill")
+    oom = next((e for e in f.events("host_oom") if e.value != "possible"), None) or f.host("oom_kill")
+    maybe = f.event("host_oom", value="possible")
+    if maybe and not oom:
+        yield pro(3.2, "a worker is gone, and lack of memory is the first of the usual reasons", maybe)
     if oom:
         yield pro(6.0, "a process was killed for lack of host memory", oom, decisive=True)
     killed = f.event("killed")

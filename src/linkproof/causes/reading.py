@@ -19,11 +19,14 @@ from linkproof.model import (
     Fact,
     Gpu,
     Host,
+    IbError,
     Input,
     Iommu,
     KernelLog,
     ModelRun,
+    NcclInit,
     NcclPath,
+    NcclWarn,
     Network,
     Pattern,
     PeerAccess,
@@ -34,6 +37,7 @@ from linkproof.model import (
     Topo,
     Versions,
 )
+from linkproof.parse.natures import natures
 
 F = TypeVar("F", bound=Fact)
 
@@ -41,82 +45,10 @@ WRONG_DATA = ("zeros", "wrong", "stale")
 BAD_MODEL = ("garbage", "wrong", "assert", "nan", "hang", "crash")
 PEER_MODES = ("peer", "load", "store", "ipc")
 
-# What a tried setting does, from its name. One setting may be of several natures.
-_NATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("p2p_off", ("NCCL_P2P_DISABLE=1", "NCCL_P2P_LEVEL=LOC", "NCCL_P2P_LEVEL=NVL", "NCCL_P2P_LEVEL=PIX", "NCCL_P2P_LEVEL=PXB",
-                 "NCCL_P2P_LEVEL=0", "NCCL_P2P_LEVEL=1", "no peer", "peer access disabled", "peer access switched off", "peer access off",
-                 "without peer", "p2p off", "p2p disabled", "disable p2p", "disable peer", "enable-p2p=0", "enable_p2p=0",
-                 "NO_PEER_COPY", "stage through host", "copy through cpu", "via cpu", "through host", "P2P_DISABLE=1")),
-    ("p2p_forced", ("NCCL_P2P_LEVEL=SYS", "NCCL_P2P_LEVEL=PHB", "NCCL_P2P_LEVEL=5", "NCCL_P2P_LEVEL=4", "NCCL_P2P_LEVEL=3",
-                    "NCCL_IGNORE_DISABLED_P2P", "ForceP2P", "GGML_CUDA_P2P", "NCCL_P2P_DISABLE=0")),
-    ("custom_ar_off", ("disable-custom-all-reduce", "disable_custom_all_reduce", "custom all-reduce off", "custom allreduce off",
-                       "disable custom all", "VLLM_DISABLE_CUSTOM", "SGLANG_DISABLE_CUSTOM", "without custom all")),
-    ("shm_off", ("NCCL_SHM_DISABLE=1",)),
-    ("shm_size", ("shm-size", "shm_size", "--ipc=host", "ipc: host", "--ipc host", "larger shm", "bigger shm", "more shared memory")),
-    ("iommu_off", ("iommu off", "iommu=off", "amd_iommu=off", "intel_iommu=off", "iommu disabled", "disable iommu", "vt-d off", "VT-d disabled")),
-    ("iommu_pt", ("iommu=pt", "iommu passthrough", "iommu.passthrough=1", "iommu=soft")),
-    ("acs_off", ("acs off", "acs disabled", "disable acs", "disable_acs_redir", "config_acs", "ECAP_ACS", "pci=noacs", "setpci")),
-    ("nvls_off", ("NCCL_NVLS_ENABLE=0", "nvls off", "disable nvls")),
-    ("nvls_on", ("NCCL_ALGO=NVLS", "NCCL_NVLS_ENABLE=1", "NCCL_NVLS_ENABLE=2")),
-    ("cumem_host_off", ("NCCL_CUMEM_HOST_ENABLE=0",)),
-    ("cumem_off", ("NCCL_CUMEM_ENABLE=0",)),
-    ("ib_off", ("NCCL_IB_DISABLE=1", "NCCL_NET=Socket")),
-    ("gdr_off", ("NCCL_NET_GDR_LEVEL=0", "NCCL_NET_GDR_LEVEL=LOC", "NCCL_NET_GDR_DISABLE")),
-    ("gid", ("NCCL_IB_GID_INDEX",)),
-    ("iface", ("SOCKET_IFNAME", "MASTER_ADDR", "VLLM_HOST_IP")),
-    ("algo", ("NCCL_ALGO", "NCCL_PROTO")),
-    ("expandable", ("expandable_segments",)),
-    ("eager", ("enforce-eager", "enforce_eager", "disable-cuda-graph", "cuda graphs off", "without cuda graph", "no cuda graph")),
-    ("spec_off", ("speculative", "mtp off", "no draft")),
-    ("attention_backend", ("ATTENTION_BACKEND", "attention-backend", "attn_implementation", "flash attention off", "eager attention", "sdpa",
-                           "another attention", "another kernel for", "moe-runner", "moe backend", "quantization kernel")),
-    ("dtype", ("bf16", "bfloat16", "fp32", "float32", "another dtype", "dtype")),
-    ("pad", ("pad token", "pad_token", "padding side", "padding_side")),
-    ("batch", ("batch size 1", "batch_size=1", "max-num-seqs 1", "single prompt")),
-    ("launch_blocking", ("CUDA_LAUNCH_BLOCKING",)),
-    ("memlock", ("memlock", "ulimit -l")),
-    ("rebar", ("resizable bar", "rebar", "above 4g")),
-    ("spawn", ("MULTIPROC_METHOD=spawn", "start method spawn", "spawn")),
-    ("fewer_gpus", ("fewer gpus", "other gpus", "another pair", "other pair", "different gpus")),
-    ("reboot", ("reboot", "power cycle", "restart")),
-    ("other_model", ("another model", "other model", "different model")),
-    ("preload_off", ("CUDA_DISABLE_CONTROL", "without LD_PRELOAD", "LD_PRELOAD=")),
-    ("mem_less", ("gpu-memory-utilization", "gpu_memory_utilization", "mem-fraction", "max-model-len", "max_model_len")),
-    ("sync", ("torch.cuda.synchronize", "synchronize", "sync before")),
-    ("device_select", ("CUDA_VISIBLE_DEVICES=", "HIP_VISIBLE_DEVICES=", "ROCR_VISIBLE_DEVICES=", "set_device")),
-    ("swap_card", ("swap", "another slot", "other slot", "reseat", "moved card", "another card", "other card", "riser")),
+_FAILURES = (
+    "nccl_error", "collective_timeout", "heartbeat_timeout", "worker_died", "engine_start_failed", "assert_generic", "garbage_text", "prob_tensor", "nan_seen",
+    "bus_error", "killed", "segfault", "cuda_oom", "store_timeout", "shm_broadcast_wait", "custom_ar_cuda_error", "nccl_socket_failed", "nvls_bind_failed", "engine_stalled", "ggml_abort",
 )  # fmt: skip
-
-
-def _lower_pairs() -> tuple[tuple[str, tuple[str, ...]], ...]:
-    return tuple((nature, tuple(w.lower() for w in words)) for nature, words in _NATURES)
-
-
-_WORDS = _lower_pairs()
-
-
-def natures(setting: Setting) -> frozenset[str]:
-    """`NCCL_P2P_DISABLE=1 --disable-custom-all-reduce` -> {"p2p_off", "custom_ar_off"}; versions -> nccl_version, driver, library."""
-    name = " ".join(setting.name.lower().split())
-    out = {nature for nature, words in _WORDS if any(w in name for w in words)}
-    first = name.split(" ", 1)[0]
-    if "nccl_p2p_disable=0" in name or "ggml_cuda_p2p=" in name:
-        out.discard("p2p_off")
-    if first in ("nccl", "rccl") or name.startswith(("another nccl", "other nccl", "newer nccl", "older nccl")):
-        out.add("nccl_version")
-    elif "driver" in name:
-        out.add("driver")
-    elif name.endswith("kernel") or "linux kernel" in name or first == "kernel":
-        out.add("kernel")
-    elif "=" not in first and (
-        any(w in name for w in ("version", "upgrade", "downgrade", "newer", "older", "nightly", "another build", "git main"))
-        or (
-            any(c.isdigit() for c in name)
-            and first in ("vllm", "sglang", "torch", "pytorch", "transformers", "cuda", "rocm", "ollama", "llama.cpp")
-        )
-    ):
-        out.add("library")
-    return frozenset(out)
 
 
 def _number(words: str) -> float | None:
@@ -202,7 +134,7 @@ class Reading:
 
     @cached_property
     def _settings(self) -> list[tuple[Setting, frozenset[str]]]:
-        return [(s, natures(s)) for s in self.all(Setting)]
+        return [(s, natures(s.name)) for s in self.all(Setting)]
 
     def setting(self, nature: str, *effects: str) -> Setting | None:
         """The first setting of this nature that had one of these effects."""
@@ -300,8 +232,9 @@ class Reading:
     # ------------------------------------------------------------ what failed
 
     @cached_property
-    def single_ok(self) -> ModelRun | None:
-        return self.first(ModelRun, split="none", result="ok")
+    def single_ok(self) -> Fact | None:
+        """Right on one GPU: seen, or told as a switch that ended the failure."""
+        return self.first(ModelRun, split="none", result="ok") or self.setting("single_gpu", "cured")
 
     @cached_property
     def single_bad(self) -> ModelRun | None:
@@ -348,6 +281,27 @@ class Reading:
             Collective, result="hang"
         )
         return found or self.first(Stage, result="hang")
+
+    @cached_property
+    def trouble(self) -> Fact | None:
+        """Anything that failed at all."""
+        found: Fact | None = (
+            self.split_bad or self.single_bad or self.peer_copy_bad or self.collective_bad() or self.first(Stage) or self.first(IbError)
+        )
+        found = found or self.first(Collective, result="slow") or self.first(Copy, result="slow") or self.first(ModelRun, result="slow")
+        return found or self.first(NcclWarn) or self.first(DeviceAssert) or self.event(*_FAILURES)
+
+    @cached_property
+    def several_hosts(self) -> Fact | None:
+        """Something says that ranks run on more than one host."""
+        found: Fact | None = (
+            self.first(Network) or self.first(IbError) or self.first(Collective, transport="net") or self.ranks("hosts_differ")
+        )
+        found = found or self.event(
+            "gloo_failed", "gloo_loopback", "nccl_socket_failed", "nccl_no_interface", "store_timeout", "nccl_bootstrap_timeout"
+        )
+        hosts = {w.host for w in self.all(NcclInit) if w.host}
+        return found or (self.first(NcclInit) if len(hosts) > 1 else None)
 
     @cached_property
     def spinning(self) -> Gpu | None:
@@ -408,7 +362,11 @@ class Reading:
     @cached_property
     def io_page_fault(self) -> KernelLog | None:
         """A page fault of a GPU; lines that name another device do not count."""
+        cards = [g.value for g in self.all(Gpu) if g.value[:12].count(":")]  # lspci and nvidia-smi give addresses
         for line in self.all(KernelLog, fact="io_page_fault"):
+            short = line.device.split(":", 1)[-1] if line.device.count(":") > 1 else line.device
+            if cards and short and not line.driver and not any(short in card for card in cards):
+                continue  # a DMAR line names no driver; this address is none of the GPUs shown
             if line.driver in ("", "nvidia", "amdgpu", "radeon", "nouveau", "i915", "xe") or "gpu" in line.driver:
                 return line
         return None

@@ -28,6 +28,8 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield pro(1.0, "cards of different generations", mixed)
     if (windows := f.first(Platform, kind="windows")) and garbage:
         yield pro(0.7, "on Windows the runtime's peer path is young", windows)
+    if sdma := f.setting("sdma_off", "cured"):
+        yield pro(3.5, "without the copy engines (HSA_ENABLE_SDMA=0) the data is right", sdma)
     run = f.split_bad
     if run and run.split == "tensor" and run.result == "garbage":
         yield con(1.0, "with tensor parallelism the engine's own all-reduce is as likely", run)

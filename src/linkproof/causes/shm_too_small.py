@@ -28,9 +28,9 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield con(4.5, "/dev/shm has {value} bytes: enough", size[1], value=size[1].value)
     if bus := f.event("bus_error"):
         yield pro(4.2 if f.boxed else 3.0, "a bus error: a page of a shared segment could not be backed", bus)
-    if (system := f.event("nccl_error", value="system")) and not made and not space:
-        if not (f.first(IbError) or f.event("nccl_socket_failed", "nccl_no_interface", "shm_attach_failed", "gloo_failed")):
-            yield pro(3.3 if f.boxed else 2.0, "NCCL reports a system error and names no network call", system)
+    elsewhere = f.first(IbError) or f.event("nccl_socket_failed", "nccl_no_interface", "shm_attach_failed", "gloo_failed")
+    if (system := f.event("nccl_error", value="system")) and not (made or space or elsewhere):
+        yield pro(3.3 if f.boxed else 2.0, "NCCL reports a system error and names no network call", system)
     if f.boxed and trouble and not size:
         small = "no shm" in f.boxed.note.lower() or "without a shm" in f.boxed.note.lower() or "without shm" in f.boxed.note.lower()
         yield pro(2.2 if small else 0.8, "a container gets 64 MiB of /dev/shm unless told otherwise", f.boxed)

@@ -19,6 +19,8 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield pro(4.0, "the topology shows GPUs directly below the CPU, without links: a guest hides the tree", flat)
     if f.guest and slow:
         yield pro(2.3, "a guest, and everything is right but slow", slow)
+    if f.guest and (gdr := f.event("gdr_off")):
+        yield pro(2.0, "NCCL takes GPU and network card for too far apart, in a guest", gdr)
     if flat and slow:
         yield pro(1.0, "it is slow and nothing says that it is wrong", slow)
     bad = f.split_bad or f.peer_copy_bad or f.collective_bad()

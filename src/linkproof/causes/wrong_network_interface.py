@@ -26,7 +26,14 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield pro(2.0, "gloo could not connect its ranks", gloo)
     for iface in f.all(Iface):
         if iface.name.startswith(_NEVER) or iface.address.startswith("127."):
-            yield pro(3.5 if failed else 1.0, "{library} uses the interface {name}", iface, library=iface.library, name=iface.name)
+            # between ranks of one host the loopback is as good as any other
+            yield pro(
+                (3.5 if failed else 1.0) if f.several_hosts else 0.5,
+                "{library} uses the interface {name}",
+                iface,
+                library=iface.library,
+                name=iface.name,
+            )
             break
     if none := f.event("nccl_no_interface"):
         yield pro(5.0, "NCCL found no usable interface", none)
@@ -35,6 +42,14 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield pro(3.0, "NCCL tries a loopback or bridge address of another host", socket)
     elif socket:
         yield pro(1.8, "a socket of NCCL fails ({value})", socket, value=socket.value)
+    chosen = f.setting_key("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
+    if chosen and chosen.effect == "present" and chosen.value.lstrip("=").startswith(_NEVER):
+        yield pro(
+            4.8 if f.several_hosts else 0.5,
+            "{name} names an interface that reaches no other host",
+            chosen,
+            name=chosen.name,
+        )
     if several := f.network("several_nics"):
         yield pro(2.2, "the hosts have several interfaces", several)
     if set_ := f.setting("iface", "cured"):

@@ -18,7 +18,7 @@ from linkproof.diagnose.question_list import QUESTIONS, Question
 from linkproof.model import Fact, Next, NotChecked, Sign, Weighed
 from linkproof.parse.observations import observations
 
-LEADERS = 8  # so many causes are told apart
+LEADERS = 6  # so many causes are told apart
 REACH = 4.0  # nats below the best: further back a cause is not worth a question
 WORTH = 0.03  # nats; a question that tells less is not asked
 MOST = 3
@@ -45,14 +45,14 @@ def _score(weigh: Callable[[Reading], Iterator[Sign | NotChecked]], reading: Rea
     return sum(said.weight if said.speaks_for else -said.weight for said in weigh(reading) if isinstance(said, Sign))
 
 
-def rank(reading: Reading, suspects: frozenset[str], temperature: float) -> list[tuple[Question, float, tuple[str, ...]]]:
+def rank(reading: Reading, suspects: frozenset[str], temperature: float, other: float) -> list[tuple[Question, float, tuple[str, ...]]]:
     """Open questions with their gain in nats and the causes they tell apart (of the suspects, if two or more are), best first."""
     scored = sorted(((_score(c.weigh, reading) + c.prior, c) for c in causes()), key=lambda pair: (-pair[0], pair[1].id))[:LEADERS]
     best = scored[0][0]
     live = [c for score, c in scored if best - score < REACH]
     now = [exp((score - best) / temperature) for score, c in scored if best - score < REACH]
     # something else: as likely as now, but never so likely that no question seems worth asking
-    now.append(min(exp(-best / temperature), sum(now) / 2))
+    now.append(min(exp((other - best) / temperature), sum(now) / 2))
     total = sum(now)
     now = [p / total for p in now]
     out = []
@@ -85,7 +85,7 @@ def rank(reading: Reading, suspects: frozenset[str], temperature: float) -> list
     return out
 
 
-def next_steps(reading: Reading, weighed: list[Weighed], temperature: float) -> Iterator[Next]:
+def next_steps(reading: Reading, weighed: list[Weighed], temperature: float, other: float) -> Iterator[Next]:
     """The best next steps, at most MOST of them; none when the leader is confirmed."""
     if weighed and weighed[0].state == "confirmed":
         return
@@ -94,6 +94,6 @@ def next_steps(reading: Reading, weighed: list[Weighed], temperature: float) -> 
             yield Next(text=QUESTIONS[key].text, tells_apart=(), kind="question", key=key, args={"command": QUESTIONS[key].command})
         return
     suspects = frozenset(w.id for w in weighed if w.state != "ruled_out" and any(s.speaks_for for s in w.signs))
-    ranked = [row for row in rank(reading, suspects, temperature) if row[1] >= WORTH]
+    ranked = [row for row in rank(reading, suspects, temperature, other) if row[1] >= WORTH]
     for question, _gain, apart in ranked[:MOST]:
         yield Next(text=question.text, tells_apart=apart, kind="question", key=question.key, args={"command": question.command})

@@ -15,9 +15,21 @@ from linkproof.model import Collective, Copy, Diagnosis, Fact, ModelRun, NotChec
 SURE = 0.5  # from here on a cause is called likely, and the verdict is `faulty`
 CONFIRMED = 0.9
 POSSIBLE = 0.04
-# Scores are not independent likelihoods: signs of one failure overlap. Dividing them keeps the confidence honest
-# (fitted on recorded failures: `make bench` prints the reliability table).
-TEMPERATURE = 1.0
+RULED_OUT = 3.0  # nats against, at least, before a cause is said to be ruled out
+# what people suspect first, and want to hear about when it is ruled out
+SUSPECTS = (
+    "iommu_translation",
+    "acs_redirect",
+    "p2p_broken_unattributed",
+    "p2p_driver_bug",
+    "nccl_version_bug",
+    "custom_allreduce_bug",
+    "shm_too_small",
+)
+NAMED = 0.9  # nats in favour, at least, before a cause is named at all
+# Two numbers turn scores into confidences, fitted on recorded failures (`make bench` prints the reliability table).
+TEMPERATURE = 0.8
+ELSE = -1.0  # score of `something else`
 
 
 def score_all(reading: Reading) -> list[tuple[str, str, float, list[Sign], list[NotChecked]]]:
@@ -38,11 +50,12 @@ def score_all(reading: Reading) -> list[tuple[str, str, float, list[Sign], list[
 
 
 def confidences(scores: Iterable[float]) -> list[float]:
-    """Softmax over these and `something else` at 0."""
+    """Softmax over these and `something else`."""
     scaled = [s / TEMPERATURE for s in scores]
-    top = max([0.0, *scaled])
+    other = ELSE / TEMPERATURE
+    top = max([other, *scaled])
     weights = [exp(s - top) for s in scaled]
-    total = sum(weights) + exp(-top)
+    total = sum(weights) + exp(other - top)
     return [w / total for w in weights]
 
 
@@ -80,11 +93,20 @@ def weigh_all(reading: Reading) -> tuple[list[Weighed], dict[str, list[NotChecke
 
 
 def _shown(weighed: list[Weighed]) -> list[Weighed]:
-    """What a person needs to see: the live ones, and those that people suspect first and that are ruled out here."""
-    live = [w for w in weighed if w.state != "ruled_out" and any(s.speaks_for for s in w.signs) and w.confidence >= POSSIBLE]
-    if not live:
-        live = [w for w in weighed if w.state != "ruled_out" and any(s.speaks_for for s in w.signs)][:3]
-    out = [w for w in weighed if w.state == "ruled_out" and sum(s.weight for s in w.signs if not s.speaks_for) >= 3.0]
+    """What a person needs to see: the live ones, and those that people suspect first and that are ruled out here.
+
+    A cause is not named on less than a doubling or so of its odds (NAMED): naming the fabric because "it fails over several GPUs" sends
+    people the wrong way.
+    """
+    named = [w for w in weighed if w.state != "ruled_out" and sum(s.weight for s in w.signs if s.speaks_for) >= NAMED]
+    live = [w for w in named if w.confidence >= POSSIBLE] or named[:3]
+    out = [
+        w
+        for w in weighed
+        if w.state == "ruled_out"
+        and sum(s.weight for s in w.signs if not s.speaks_for) >= RULED_OUT
+        and (w.id in SUSPECTS or any(s.speaks_for for s in w.signs))
+    ]
     return live + [w for w in out if w not in live][:6]
 
 
@@ -111,7 +133,7 @@ def diagnose(facts: Iterable[Fact], texts: Iterable[tuple[str, int]] = ()) -> Di
     return Diagnosis(
         verdict=verdict,
         causes=tuple(shown),
-        next=tuple(next_steps(reading, weighed, TEMPERATURE)) if verdict != "healthy" else (),
+        next=tuple(next_steps(reading, weighed, TEMPERATURE, ELSE)) if verdict != "healthy" else (),
         not_checked=tuple(n for cid in wanted for n in unknown[cid]),
         notes=tuple(notes(reading)),
         consumers=consumers(top) if verdict != "healthy" else {},

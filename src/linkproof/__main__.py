@@ -1,0 +1,5 @@
+import sys
+
+from linkproof.cli import main
+
+sys.exit(main())
