@@ -8,6 +8,7 @@ Each round runs every command once, so that load on the machine meets all alike;
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -35,11 +36,12 @@ def log_200() -> str:
 
 def medians(commands: dict[str, list[str]], rounds: int) -> dict[str, float]:
     """ms each; the first round warms caches and is not counted."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}  # as installed: with bytecode
     took: dict[str, list[float]] = {name: [] for name in commands}
     for round_no in range(rounds + 1):
         for name, argv in commands.items():
             start = perf_counter()
-            subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+            subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env, check=False)
             if round_no:
                 took[name].append((perf_counter() - start) * 1000)
     return {name: statistics.median(times) for name, times in took.items()}

@@ -156,6 +156,16 @@ def _run(argv: Sequence[str], lang: str) -> int:
 
 
 def _explain(options: Namespace, lang: str) -> int:
+    if options.save_observations and not options.ask:
+        raise UsageError(
+            "save-without-ask",
+            (
+                "--save-observations keeps the answers of --ask, and --ask is not given",
+                "--save-observations 用于保存 --ask 的回答，但没有给出 --ask",
+            ),
+            ("nothing would be written", "不会写出任何内容"),
+            ("add --ask", "请加上 --ask"),
+        )
     paths = options.paths or _piped(options)
     import gc
 
@@ -181,16 +191,6 @@ def _piped(options: Namespace) -> list[str]:
     """Nothing is named: standard input if it is a pipe or a file, and a person who typed nothing is told how."""
     import stat
 
-    if options.save_observations and not options.ask:
-        raise UsageError(
-            "save-without-ask",
-            (
-                "--save-observations keeps the answers of --ask, and --ask is not given",
-                "--save-observations 用于保存 --ask 的回答，但没有给出 --ask",
-            ),
-            ("nothing would be written", "不会写出任何内容"),
-            ("add --ask", "请加上 --ask"),
-        )
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (OSError, ValueError, AttributeError):

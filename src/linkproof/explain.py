@@ -44,7 +44,7 @@ def explain_inputs(
 
     def texts() -> Iterator[Text]:
         for raw in inputs(paths, stdin=stdin, skipped=left_out, allow_empty=bool(told)):
-            lines, total = lines_of(_counted(raw, progress) if progress and raw.data is None else raw, anchors())
+            lines, total = lines_of(_counted(raw, progress) if progress else raw, anchors())
             yield clean(raw.name, lines, total_lines=total)
 
     return explain_texts(texts(), told, lambda: [tuple(s) for s in left_out])
@@ -64,6 +64,10 @@ def _observed(path: str) -> list[Fact]:
 
 
 def _counted(raw: Raw, progress: Progress) -> Raw:
+    if raw.data is not None:
+        progress(raw.name, len(raw.data))
+        return raw
+
     def chunks() -> Iterator[bytes]:
         for chunk in raw.chunks():
             progress(raw.name, len(chunk))

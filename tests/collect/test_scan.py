@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import tracemalloc
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -182,7 +183,7 @@ WORDS = st.sampled_from([b"A1", b"BB2", b"A1A1", b"CCC", b"x", b"filler ", b"\r"
 MIXED = st.lists(st.lists(WORDS, max_size=6).map(b"".join), max_size=60)
 FLOOD = st.lists(st.sampled_from([b"A1", b"A1", b"A1 BB2", b"x"]), min_size=20, max_size=150)
 QUIET = st.lists(st.sampled_from([b"x", b"", b"BB2"]), max_size=80)
-LINES = st.one_of(MIXED, st.lists(st.one_of(MIXED, FLOOD, QUIET), min_size=2, max_size=4).map(lambda parts: sum(parts, [])))
+LINES = st.one_of(MIXED, st.lists(st.one_of(MIXED, FLOOD, QUIET), min_size=2, max_size=4).map(lambda parts: list(chain(*parts))))
 
 
 @pytest.mark.parametrize("engine", ENGINES)

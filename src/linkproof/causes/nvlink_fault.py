@@ -30,7 +30,7 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
             slow,
             value=slow.value,
         )
-    if contained := f.event("nvlink_contained") or f.cuda_error(220):
+    if contained := f.event("nvlink_contained") or f.cuda_error(220, 226):
         yield pro(3.5, "CUDA reports a failed access over NVLink", contained)
     if down := f.event("nccl_p2p_nvlink_disabled"):
         yield pro(3.5, "NVLink connects these GPUs and the driver allows no peer access over it", down)

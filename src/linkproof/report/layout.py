@@ -112,7 +112,22 @@ def wrapped(pieces: Iterable[Piece], width: int, indent: int = 0, hang: int | No
             used += width_of(text)
         empty = False
     rows.append(row)
-    return rows
+    return [_tidy(row) for row in rows]
+
+
+def _tidy(row: Row) -> Row:
+    """Neighbours of one style as one piece, and no blanks at the end."""
+    out: Row = []
+    for text, style in row:
+        if out and out[-1].style == style:
+            out[-1] = Piece(out[-1].text + text, style)
+        elif text:
+            out.append(Piece(text, style))
+    while out and not out[-1].text.rstrip():
+        out.pop()
+    if out:
+        out[-1] = Piece(out[-1].text.rstrip(), out[-1].style)
+    return out
 
 
 def _fitting(text: str, room: int) -> int:

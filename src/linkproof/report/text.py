@@ -17,7 +17,6 @@ from linkproof.report.say import Teller
 from linkproof.report.words import band, class_words, consumer_words, leader, percent, read_words, telling, verdict_words
 
 SIGNS_FOR, SIGNS_AGAINST, BULLETS, OTHERS, RULED_OUT, STEPS, UNCHECKED = 6, 4, 4, 4, 3, 3, 3  # shown without --all
-CITED_ROWS = 2
 MEANWHILE = 0.25  # from here on the leader's workaround is worth a try although the verdict is open
 
 
@@ -49,11 +48,13 @@ class _Sheet:
         return f"{name}:{source.line}" if source.line else name
 
     def cite(self, source: Cite, indent: int) -> None:
+        """Two rows at most, unless everything is wanted."""
         words = f"{self.place(source)}  {source.text}".rstrip()
         rows = wrapped([Piece(words, "cite")], self.width, indent, indent + 2)
-        if not self.say_all and len(rows) > CITED_ROWS:
-            rest = "".join(piece.text for row in rows[CITED_ROWS - 1 :] for piece in row[1:])
-            rows = [*rows[: CITED_ROWS - 1], [Piece(" " * (indent + 2)), Piece(cut(rest, self.width - indent - 2), "cite")]]
+        if not self.say_all and len(rows) > 2:
+            shown = "".join(piece.text for piece in rows[0][1:])
+            rest = cut(words[len(shown) :].lstrip(), self.width - indent - 2)
+            rows = [rows[0], [Piece(" " * (indent + 2)), Piece(rest, "cite")]]
         self.rows += rows
 
     def more(self, left: int, indent: int = 2) -> None:
