@@ -1,6 +1,6 @@
 # make demo    installs into .venv and explains a recorded failure
 # make test    lint, types, import rules, tests (among them the score over recorded failures)
-# make bench   score with reliability, start-up, log scan;  SIZE=2000 for the log scan in full (MB)
+# make bench   score with reliability, start-up, hostile texts, log scan;  SIZE=2000 for the log scan in full (MB)
 
 PYTHON ?= python3
 SIZE ?= 200
@@ -31,8 +31,12 @@ bench: $(VENV)/.installed-dev
 	@$(BIN)/python bench/score.py
 	@echo '== start-up'
 	@$(BIN)/python bench/startup.py
+	@echo
+	@echo '== hostile texts'
+	@$(BIN)/python bench/hostile.py
+	@echo
 	@echo '== log scan, $(SIZE) MB'
-	@$(BIN)/python bench/log_scan.py --size $(SIZE)
+	@$(BIN)/python bench/log_scan.py --mb $(SIZE)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

@@ -238,7 +238,7 @@ def test_chinese_comes_from_the_locale_and_lang_overrides_it(dmesg: Path, monkey
     assert "依据" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("argv", [["explain", "--help", "--lang", "zh"], ["explain", "--lang=zh", "--help"]])
+@pytest.mark.parametrize("argv", [["explain", "--help", "--lang", "zh"], ["explain", "--lang=zh", "--help"], ["--lang", "zh", "--help"]])
 def test_help_speaks_chinese_too(argv: list[str], capsys: Captured) -> None:
     assert main(argv) == 0
     assert "用法：" in capsys.readouterr().out

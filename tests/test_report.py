@@ -12,7 +12,7 @@ import pytest
 import linkproof.report.contract as contract
 from linkproof.diagnose import diagnose
 from linkproof.explain import explain, explain_inputs
-from linkproof.model import Diagnosis, Event, Fact, Next, NotChecked, Note, Sign, Source, Weighed
+from linkproof.model import Consumer, Diagnosis, Event, Fact, Next, NotChecked, Note, Sign, Source, Weighed
 from linkproof.report.contract import Report, as_json, report_of
 from linkproof.report.layout import Piece, plain, width_of, wrapped
 from linkproof.report.markdown import code, markdown
@@ -227,6 +227,14 @@ def test_how_strong_a_sign_is_shows_without_colour() -> None:
 
 def test_nothing_is_ever_a_hundred_percent() -> None:
     assert [percent(1.0), percent(0.782), percent(0.001)] == ["99 %", "78 %", "< 1 %"]
+
+
+def test_engines_are_a_table_only_where_a_setting_helps_one() -> None:
+    cause = (_cause("acs_redirect", 0.8, "likely"),)
+    switch = Diagnosis("faulty", cause, consumers={"vllm": Consumer("at_risk", ("A=1",)), "llama.cpp": Consumer("not_reached")})
+    none = Diagnosis("faulty", cause, consumers={"vllm": Consumer("at_risk"), "llama.cpp": Consumer("not_reached")})
+    assert "vllm          set now: `A=1`" in _text(report_of(switch, "en"))
+    assert "Reaches vllm. Does not reach llama.cpp." in _text(report_of(none, "en"))
 
 
 # ---------------------------------------------------------------- secrets and hostile words

@@ -104,6 +104,7 @@ def _parser(lang: str) -> ArgumentParser:
     parser = _Parser(prog="linkproof", description=t("Why can the GPUs of this machine not pass data to each other?"), add_help=False)
     parser.add_argument("-h", "--help", action="help", help=t("show this help and exit"))
     parser.add_argument("--version", action="version", version=f"linkproof {__version__}", help=t("show the version and exit"))
+    parser.add_argument("--lang", choices=LANGS, help=t("language of the answer (default: from the locale)"))
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title=t("commands"), prog="linkproof")
     _add_explain(commands, t)
     _add_causes(commands, t)

@@ -467,6 +467,7 @@ class Sign(Struct, frozen=True):
 
     text: an English template; `args` fills its {names}; the Chinese template stands in the catalogue under the English one.
     decisive: this alone settles the cause if it is true.
+    stands: the mechanism itself was seen in place, whether or not anything has failed yet: a risk.
     """
 
     speaks_for: bool
@@ -475,6 +476,7 @@ class Sign(Struct, frozen=True):
     source: Source
     args: dict[str, str] = field(default_factory=dict)
     decisive: bool = False
+    stands: bool = False
 
 
 class NotChecked(Struct, frozen=True):

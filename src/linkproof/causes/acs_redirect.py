@@ -20,7 +20,9 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     on, off = next((p for p in ports if p.redirect == "on"), None), next((p for p in ports if p.redirect == "off"), None)
     suspicion = f.trouble
     if on:
-        yield pro(3.2 if suspicion else 1.5, "{port} redirects peer traffic up to the root complex", on, port=on.port or "ACSCtl")
+        yield pro(
+            3.2 if suspicion else 1.5, "{port} redirects peer traffic up to the root complex", on, port=on.port or "ACSCtl", stands=True
+        )
     elif off and not any(p.redirect == "unknown" for p in ports):
         yield con(4.0, "no redirect bit is set on the ports shown", off)
     else:

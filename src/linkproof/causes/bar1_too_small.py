@@ -24,7 +24,7 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     yield from peer_path_fine(f)
     if small:
         mapped = buffer or f.first(Gpu, fact="patched_driver") or f.peer_copy_bad
-        yield pro(3.5 if mapped else 1.5, "BAR1 is smaller than the card's memory ({value})", small, value=small.value or "?")
+        yield pro(3.5 if mapped else 1.5, "BAR1 is smaller than the card's memory ({value})", small, value=small.value or "?", stands=True)
     if buffer:
         yield pro(2.5, "mapping a buffer object failed (error 205): no room left in BAR1", buffer)
     if cured:

@@ -14,7 +14,7 @@ PRIOR = -5.0
 
 def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     if alone := f.first(Gpu, fact="one_per_container"):
-        yield pro(6.0, "each container sees one GPU", alone)
+        yield pro(6.0, "each container sees one GPU", alone, stands=True)
         if f.boxed:
             yield pro(0.5, "it runs in a container", f.boxed)
     shown = {s.value: s for s in f.all(Setting) if s.key == "NVIDIA_VISIBLE_DEVICES" and s.value.isdigit()}
@@ -33,6 +33,6 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
             2.5, "NCCL goes over the network although {path} joins the GPUs: it takes the ranks for different hosts", net, path=nv.path
         )
     if lost := f.event("nvml_lost"):
-        yield pro(4.5, "the container lost its GPU devices (cgroup reload)", lost)
+        yield pro(4.5, "the container lost its GPU devices (cgroup reload)", lost, stands=True)
     if f.peer_copy_bad and f.peer_copy_bad.result in WRONG_DATA:
         yield con(4.0, "copies are made and are wrong: the peers are mapped", f.peer_copy_bad)

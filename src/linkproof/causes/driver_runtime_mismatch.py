@@ -19,7 +19,7 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     elif stage := f.first(Stage, code=("803", "804", "35", "36")):
         yield pro(6.0, "CUDA says that driver and runtime do not fit (error {code})", stage, decisive=True, code=stage.code)
     if words := f.event("nvrm_mismatch", "driver_mismatch"):
-        yield pro(5.5, "driver parts of different versions: {value}", words, value=words.value or "?")
+        yield pro(5.5, "driver parts of different versions: {value}", words, value=words.value or "?", stands=True)
     if init := f.event("nvrm_init_failed"):
         yield pro(2.3, "the driver could not start a card", init)
     if none := f.event("no_cuda_device") or f.cuda_error(100):

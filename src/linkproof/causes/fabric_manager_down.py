@@ -16,11 +16,11 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     state = f.first(FabricManager)
     e802 = f.cuda_error(802) or f.first(Stage, at="cuda_init", code="802")
     if e802:
-        yield pro(6.0, "CUDA cannot start: system not yet initialized (802)", e802, decisive=True)
+        yield pro(6.0, "CUDA cannot start: system not yet initialized (802)", e802, decisive=True, stands=True)
     if ready := f.event("fabric_not_ready"):
-        yield pro(4.5, "the fabric is not initialised", ready)
+        yield pro(4.5, "the fabric is not initialised", ready, stands=True)
     if state and state.state in ("stopped", "version_mismatch"):
-        yield pro(5.5, "Fabric Manager: {state}", state, decisive=True, state=state.state)
+        yield pro(5.5, "Fabric Manager: {state}", state, decisive=True, state=state.state, stands=True)
     elif state and state.state == "running":
         yield con(3.5, "Fabric Manager runs", state)
     elif state:

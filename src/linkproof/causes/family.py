@@ -12,8 +12,8 @@ from linkproof.causes.reading import Reading
 from linkproof.model import Collective, Copy, Fact, Gpu, ModelRun, Sign
 
 
-def pro(weight: float, text: str, fact: Fact, *, decisive: bool = False, **args: str) -> Sign:
-    return Sign(True, weight, text, fact.source, args, decisive)
+def pro(weight: float, text: str, fact: Fact, *, decisive: bool = False, stands: bool = False, **args: str) -> Sign:
+    return Sign(True, weight, text, fact.source, args, decisive, stands)
 
 
 def con(weight: float, text: str, fact: Fact, **args: str) -> Sign:

@@ -18,9 +18,9 @@ _CHIP_XIDS = ("61", "62", "110", "136")
 
 def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     if xid := f.xid(*_ECC_XIDS):
-        yield pro(6.0, "Xid {xid}: memory errors of one card", xid, decisive=True, xid=xid.value)
+        yield pro(6.0, "Xid {xid}: memory errors of one card", xid, decisive=True, xid=xid.value, stands=True)
     if ecc := f.first(Gpu, fact="ecc_errors") or f.event("ecc_error"):
-        yield pro(5.0, "one card counts memory errors ({value})", ecc, value=ecc.value or "?")
+        yield pro(5.0, "one card counts memory errors ({value})", ecc, value=ecc.value or "?", stands=True)
     if chip := f.xid(*_CHIP_XIDS):
         yield pro(3.5, "Xid {xid}: the card's own controller failed", chip, xid=chip.value)
     if fell := f.xid("79") or f.event("gpu_fell_off"):

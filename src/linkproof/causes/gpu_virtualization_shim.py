@@ -24,6 +24,7 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         "a library that stands between the program and CUDA is loaded: {value}",
         lib,
         value=lib.value,
+        stands=True,
     )
     if off := f.setting("preload_off", "cured"):
         yield pro(5.0, "without it the program runs", off)

@@ -14,7 +14,9 @@ PRIOR = -5.2
 
 def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     if xid := f.xid("119", "120"):
-        yield pro(8.0, "Xid {xid}: the driver waited in vain for the GPU's firmware processor", xid, decisive=True, xid=xid.value)
+        yield pro(
+            8.0, "Xid {xid}: the driver waited in vain for the GPU's firmware processor", xid, decisive=True, xid=xid.value, stands=True
+        )
     if rpc := f.event("gsp_timeout"):
         yield pro(5.0, "the driver waited in vain for the GPU's firmware processor", rpc)
     number, said = f.driver

@@ -17,7 +17,7 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     missing = f.host("cpu_offline") or f.event("cpu_missing")
     many = f.host_number("cpu_count")
     if missing:
-        yield pro(4.5 if off else 2.5, "CPUs are missing ({value})", missing, value=missing.value or "?")
+        yield pro(4.5 if off else 2.5, "CPUs are missing ({value})", missing, value=missing.value or "?", stands=True)
     if missing and off:
         yield pro(2.5, "the IOMMU is off: without interrupt remapping CPUs beyond 254 cannot be used", off)
     if many and many[0] > 254 and off:

@@ -21,7 +21,7 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield pro(4.0, "the Arm SMMU logged a fault", smmu)
     suspicion = f.trouble
     if f.iommu_translating:
-        yield pro(2.8 if suspicion else 1.0, "the IOMMU translates (no passthrough)", f.iommu_translating)
+        yield pro(2.8 if suspicion else 1.0, "the IOMMU translates (no passthrough)", f.iommu_translating, stands=True)
     elif f.iommu_harmless:
         yield con(4.0, "the IOMMU is off or passes addresses through", f.iommu_harmless)
     elif told := f.setting("iommu_pt", "present") or f.setting("iommu_off", "present"):

@@ -48,13 +48,17 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
             continue
         limit = _LARGE.get(setting.key)
         if limit is not None and setting.value.isdigit() and len(setting.value) < 16 and int(setting.value) >= limit:
-            yield pro(4.5, "{name} is far beyond what helps, and its buffers are registered per channel", setting, name=setting.name)
+            yield pro(
+                4.5, "{name} is far beyond what helps, and its buffers are registered per channel", setting, name=setting.name, stands=True
+            )
         elif setting.key in _RISKY and setting.value not in ("0", ""):
-            yield pro(3.3, "{name} moves data in a way that is off by default and fails on some machines", setting, name=setting.name)
+            yield pro(
+                3.3, "{name} moves data in a way that is off by default and fails on some machines", setting, name=setting.name, stands=True
+            )
         elif setting.key in _LEFTOVER:
             yield pro(1.6, "{name} is set: a leftover of tuning or debugging", setting, name=setting.name)
     if forced := f.setting("p2p_forced", "present"):
-        yield pro(1.0, "peer access was forced on ({name})", forced, name=forced.name)
+        yield pro(1.0, "peer access was forced on ({name})", forced, name=forced.name, stands=True)
     reg = f.first(IbError, call=("reg_dmabuf_mr", "reg_mr"))
     if reg and "emory" in reg.errno:
         yield pro(2.3 if reg.call == "reg_dmabuf_mr" else 0.8, "registering memory failed: buffers too large or a limit too low", reg)

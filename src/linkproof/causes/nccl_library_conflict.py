@@ -16,9 +16,9 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     if symbol := f.event("undefined_nccl_symbol"):
         yield pro(7.0, "the loaded NCCL lacks {symbol}: an older library came first", symbol, decisive=True, symbol=symbol.value or "?")
     if two := f.host("two_nccl_libraries"):
-        yield pro(4.5, "two NCCL libraries are installed ({value})", two, value=two.value or "?")
+        yield pro(4.5, "two NCCL libraries are installed ({value})", two, value=two.value or "?", stands=True)
     elif several := f.event("several_nccl"):
-        yield pro(3.5, "more than one NCCL is named: {value}", several, value=several.value)
+        yield pro(3.5, "more than one NCCL is named: {value}", several, value=several.value, stands=True)
     if mismatch := f.event("nccl_version_mismatch"):
         yield pro(3.0, "ranks or libraries report different NCCL versions", mismatch)
     seen = {v.nccl: v for v in f.all(Versions) if v.nccl}

@@ -16,13 +16,13 @@ _XIDS = ("74", "144", "145", "146", "147", "148", "149", "150", "155")
 
 def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     if xid := f.xid(*_XIDS):
-        yield pro(5.0, "Xid {xid}: an NVLink error", xid, decisive=True, xid=xid.value)
+        yield pro(5.0, "Xid {xid}: an NVLink error", xid, decisive=True, xid=xid.value, stands=True)
     if sxid := f.first(KernelLog, fact="sxid"):
-        yield pro(3.5, "the NVSwitch logged an SXid {xid}", sxid, xid=sxid.value)
+        yield pro(3.5, "the NVSwitch logged an SXid {xid}", sxid, xid=sxid.value, stands=True)
     if errors := f.first(Gpu, fact="nvlink_errors"):
-        yield pro(4.0, "a link counts errors or recoveries ({value})", errors, value=errors.value or "?")
+        yield pro(4.0, "a link counts errors or recoveries ({value})", errors, value=errors.value or "?", stands=True)
     if down := f.event("nvlink_down"):
-        yield pro(3.0, "a link is down or inactive: {value}", down, value=down.value)
+        yield pro(3.0, "a link is down or inactive: {value}", down, value=down.value, stands=True)
     if slow := f.event("slow_gpu_query"):
         yield pro(
             2.5 if f.topo_path("NV") else 1.0,

@@ -22,9 +22,9 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     if other:
         yield pro(4.0, "a CUDA multicast call failed", other)
     if restarted := f.first(FabricManager, state="restarted_without_reset"):
-        yield pro(4.0, "Fabric Manager was restarted without a GPU reset: the old multicast state is gone", restarted)
+        yield pro(4.0, "Fabric Manager was restarted without a GPU reset: the old multicast state is gone", restarted, stands=True)
     if caps := f.host("nvidia_caps_missing"):
-        yield pro(2.5, "the device nodes that multicast needs are missing in the container", caps)
+        yield pro(2.5, "the device nodes that multicast needs are missing in the container", caps, stands=True)
     if off := f.setting("nvls_off", "cured"):
         yield pro(4.5, "switching NVLS off ended the failure", off)
     elif same := f.setting("nvls_off", "no_effect"):

@@ -18,7 +18,7 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         return
     yield from peer_path_bad(f)
     yield from peer_path_fine(f)
-    yield pro(4.5, "the loaded driver is patched to allow peer access", patched)
+    yield pro(4.5, "the loaded driver is patched to allow peer access", patched, stands=True)
     ok, lost = f.first(Copy, via="peer", result="ok"), f.first(Copy, via=("store", "load"), result=("zeros", "wrong", "stale", "hang"))
     if ok and lost:
         yield pro(3.0, "copies pass and a kernel's own stores or loads are lost: the mapping of this driver is incomplete", lost)

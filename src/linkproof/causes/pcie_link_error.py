@@ -17,20 +17,20 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     fell = f.event("gpu_fell_off") or f.xid("79")
     corrected = f.first(KernelLog, fact="aer_corrected")
     if fatal:
-        yield pro(5.5, "a fatal PCIe error was logged", fatal, decisive=True)
+        yield pro(5.5, "a fatal PCIe error was logged", fatal, decisive=True, stands=True)
     if fell and (fatal or corrected):
         yield pro(3.0, "the GPU fell off the bus after PCIe errors", fell)
     elif fell:
-        yield pro(4.2, "the GPU fell off the bus (Xid 79)", fell)
+        yield pro(4.2, "the GPU fell off the bus (Xid 79)", fell, stands=True)
     if down := f.first(KernelLog, fact="link_down"):
-        yield pro(4.0, "a PCIe link went down", down)
+        yield pro(4.0, "a PCIe link went down", down, stands=True)
     if corrected and not fatal:
         if fell or f.hang or f.split_bad or f.peer_copy_bad:
             yield pro(1.3, "corrected PCIe errors were logged: the link repeats packets", corrected)
         else:
             yield pro(0.5, "corrected PCIe errors were logged: the link repeats packets", corrected)
     if narrow := f.event("link_downgraded"):
-        yield pro(1.5, "a link runs below its width: {value}", narrow, value=narrow.value)
+        yield pro(1.5, "a link runs below its width: {value}", narrow, value=narrow.value, stands=True)
     if (pairs := f.pattern("only_some_pairs")) and f.setting("p2p_off", "cured"):
         yield pro(1.2, "one pair fails, and only over its direct path", pairs)
     if moved := f.setting("swap_card", "cured", "changed"):

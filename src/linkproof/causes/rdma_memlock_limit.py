@@ -24,7 +24,9 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield pro(2.2, "registering memory for RDMA was refused for lack of memory", told)
     limit = f.host_number("memlock_kib")
     if limit and limit[0] < 1024 * 1024:
-        yield pro(4.0 if reg or told else 0.7, "the locked-memory limit is {value} KiB", limit[1], value=limit[1].value)
+        yield pro(
+            4.0 if reg or told else 0.7, "the locked-memory limit is {value} KiB", limit[1], value=limit[1].value, stands=bool(reg or told)
+        )
     elif (host := f.host("memlock_kib")) and "unlimited" in host.value:
         yield con(5.0, "the locked-memory limit is unlimited", host)
     if raised := f.setting("memlock", "cured"):

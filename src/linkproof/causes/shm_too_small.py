@@ -23,7 +23,7 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         made or space or f.event("bus_error", "nccl_error", "shm_attach_failed") or f.first(Stage, at=("nccl_init", "first_collective"))
     )
     if size and size[0] <= 256 * 2**20:
-        yield pro(3.5 if trouble else 1.0, "/dev/shm has {value} bytes", size[1], value=size[1].value)
+        yield pro(3.5 if trouble else 1.0, "/dev/shm has {value} bytes", size[1], value=size[1].value, stands=True)
     elif size and size[0] >= 2**30:
         yield con(4.5, "/dev/shm has {value} bytes: enough", size[1], value=size[1].value)
     if bus := f.event("bus_error"):

@@ -13,7 +13,18 @@ from collections.abc import Iterator
 from linkproof.report.contract import CauseSaid, Cite, Report, SignSaid
 from linkproof.report.layout import plain
 from linkproof.report.say import Teller
-from linkproof.report.words import band, class_words, consumer_words, leader, percent, read_words, telling, verdict_words
+from linkproof.report.words import (
+    band,
+    class_words,
+    consumer_words,
+    has_settings,
+    leader,
+    percent,
+    reach_words,
+    read_words,
+    telling,
+    verdict_words,
+)
 
 
 def markdown(report: Report, lang: str, version: str) -> str:
@@ -53,7 +64,9 @@ def _lines(report: Report, t: Teller, version: str) -> Iterator[str]:
         yield from _cause_signs(t("What speaks against it"), [s for s in top.signs if not s.speaks_for])
         yield from _list(t("What to do now"), top.workaround)
         yield from _list(t("What mends it for good"), top.fix)
-    if report.consumers:
+    if report.consumers and not has_settings(report):
+        yield from ["", reach_words(report, t)]
+    elif report.consumers:
         rows = [f"- {name}: {plain([list(consumer_words(c, t))]).strip()}" for name, c in report.consumers.items()]
         yield from ["", f"### {t('For your engine')}", "", *rows]
     yield from _others(t("What else it could be") if top else t("What it could be"), live[1:] if top else live, top)

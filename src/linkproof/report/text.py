@@ -14,7 +14,18 @@ from collections.abc import Sequence
 from linkproof.report.contract import CauseSaid, Cite, Report, SignSaid
 from linkproof.report.layout import Piece, Row, cut, width_of, wrapped
 from linkproof.report.say import Teller
-from linkproof.report.words import band, class_words, consumer_words, leader, percent, read_words, telling, verdict_words
+from linkproof.report.words import (
+    band,
+    class_words,
+    consumer_words,
+    has_settings,
+    leader,
+    percent,
+    reach_words,
+    read_words,
+    telling,
+    verdict_words,
+)
 
 SIGNS_FOR, SIGNS_AGAINST, BULLETS, OTHERS, RULED_OUT, STEPS, UNCHECKED = 6, 4, 4, 4, 3, 3, 3  # shown without --all
 MEANWHILE = 0.25  # from here on the leader's workaround is worth a try although the verdict is open
@@ -142,7 +153,7 @@ def _what_to_do(sheet: _Sheet, report: Report, top: CauseSaid) -> None:
         head = t("Worth trying meanwhile: if it is this, it goes away")
     else:
         return
-    if report.consumers:
+    if has_settings(report):
         sheet.head(head)
         for name, engine in report.consumers.items():
             sheet.put(Piece(f"{name:<14}"), *consumer_words(engine, t), hang=16)
@@ -150,6 +161,8 @@ def _what_to_do(sheet: _Sheet, report: Report, top: CauseSaid) -> None:
             _bullets(sheet, t("The same in detail"), top.workaround)
     else:
         _bullets(sheet, head, top.workaround)
+        if report.consumers:
+            sheet.put(Piece(reach_words(report, t)))
     if report.verdict == "faulty":
         _bullets(sheet, t("What mends it for good"), top.fix)
     if top.what:

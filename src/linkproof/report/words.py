@@ -44,6 +44,19 @@ def consumer_words(engine: ConsumerSaid, t: Teller) -> Iterator[Piece]:
         yield Piece(t("at risk, and no setting moves it off: one GPU, or mend the cause"))
 
 
+def has_settings(report: Report) -> bool:
+    """Some engine can be moved off the broken way by a setting; otherwise a table of engines says little."""
+    return any(engine.settings for engine in report.consumers.values())
+
+
+def reach_words(report: Report, t: Teller) -> str:
+    """Which engines the cause reaches, in one line."""
+    reached = [name for name, engine in report.consumers.items() if engine.state == "at_risk"]
+    spared = [name for name, engine in report.consumers.items() if engine.state != "at_risk"]
+    words = t("Reaches {engines}.", engines=", ".join(reached))
+    return f"{words} {t('Does not reach {engines}.', engines=', '.join(spared))}" if spared else words
+
+
 def leader(report: Report) -> CauseSaid | None:
     """The cause that the report is about, if one stands out at all."""
     top = next((c for c in report.causes if c.state != "ruled_out"), None)
