@@ -4,7 +4,7 @@ In:      --mb size, --seed, --mix (long: mostly per-collective TRACE lines; busy
 Out:     one file; the same arguments give the same bytes. The rare lines that decide a diagnosis are planted at fixed
          fractions of the file (PLANTED), so a benchmark can also check that they were found.
 How:     some blocks of 1 MB are made line by line, then written again and again in seeded order with fresh counters.
-By hand  python bench/make_log.py --mb 2000 -o /tmp/long.log
+By hand  python bench/make_log.py --mb 2000 -o long.log
 """
 
 from __future__ import annotations

@@ -106,6 +106,9 @@ def _parser(lang: str) -> ArgumentParser:
     parser.add_argument("--version", action="version", version=f"linkproof {__version__}", help=t("show the version and exit"))
     parser.add_argument("--lang", choices=LANGS, help=t("language of the answer (default: from the locale)"))
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title=t("commands"), prog="linkproof")
+    _add_check(commands, t)
+    _add_topo(commands, t)
+    _add_collect(commands, t)
     _add_explain(commands, t)
     _add_causes(commands, t)
     return parser
@@ -118,6 +121,31 @@ def _command(commands: _SubParsersAction[_Parser], t: Teller, name: str, help_wo
     parser.add_argument("-h", "--help", action="help", help=t("show this help and exit"))
     parser.add_argument("--lang", choices=LANGS, help=t("language of the answer (default: from the locale)"))
     return parser
+
+
+def _add_check(commands: _SubParsersAction[_Parser], t: Teller) -> None:
+    words = t("reads this machine, or a capture of one, and names faults and risks of the ways between its GPUs")
+    codes = t("exit codes: 0 healthy, 1 a finding, 2 wrong usage, 3 cannot tell, 4 a fault of linkproof")
+    check = _command(commands, t, "check", words, codes)
+    check.add_argument("--quick", action="store_true", help=t("this machine, without any traffic between its GPUs"))
+    check.add_argument("--from", dest="capture", metavar="CAPTURE", help=t("a capture instead of this machine"))
+    check.add_argument("--format", choices=("text", "json"), default="text", help=t("form of the answer (default: text)"))
+    check.add_argument("--all", action="store_true", help=t("show every sign, cause and line in full"))
+    check.add_argument(
+        "--fail-on", choices=("risk", "fault"), default="risk", help=t("what counts as a finding for the exit code (default: risk)")
+    )
+
+
+def _add_topo(commands: _SubParsersAction[_Parser], t: Teller) -> None:
+    topo = _command(commands, t, "topo", t("draws the PCIe tree and the paths between GPUs, with ACS, IOMMU and narrow links marked"), "")
+    topo.add_argument("--from", dest="capture", metavar="CAPTURE", help=t("a capture instead of this machine"))
+    topo.add_argument("--format", choices=("text", "json", "xml"), default="text", help=t("xml: a file for NCCL_TOPO_FILE"))
+
+
+def _add_collect(commands: _SubParsersAction[_Parser], t: Teller) -> None:
+    words = t("writes a capture of this machine that is safe to share: secrets, serial numbers, host and user names are masked")
+    collect = _command(commands, t, "collect", words, "")
+    collect.add_argument("-o", "--output", metavar="FILE", required=True, help=t("the file to write, a .tar.gz"))
 
 
 def _add_explain(commands: _SubParsersAction[_Parser], t: Teller) -> None:
@@ -149,6 +177,10 @@ def _run(argv: Sequence[str], lang: str) -> int:
         return _explain(options, lang)
     if options.command == "causes":
         return _causes(options, lang)
+    if options.command in ("check", "topo", "collect"):
+        from linkproof.machine import run
+
+        return run(options, lang, _print, WIDEST)
     parser.print_help(sys.stderr)
     return USAGE
 

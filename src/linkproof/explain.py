@@ -10,6 +10,7 @@ from linkproof.model import Diagnosis, Fact, Text
 from linkproof.parse import anchors, read
 
 if TYPE_CHECKING:
+    from linkproof.collect.host import Answer
     from linkproof.collect.inputs import Raw
 
 Progress = Callable[[str, int], None]  # (name of the text at hand, bytes of it that were read since the last call)
@@ -40,6 +41,9 @@ def explain_inputs(
     from linkproof.parse.clean import clean
 
     told = [] if observations_file is None else _observed(observations_file)
+    captures, paths = _captures(paths)
+    for log in captures:
+        told += _facts_of_capture(log)
     left_out: list[Any] = []
 
     def texts() -> Iterator[Text]:
@@ -48,6 +52,28 @@ def explain_inputs(
             yield clean(raw.name, lines, total_lines=total)
 
     return explain_texts(texts(), told, lambda: [tuple(s) for s in left_out])
+
+
+def _captures(paths: Sequence[str]) -> tuple[list[dict[str, Answer]], list[str]]:
+    """The captures among these paths, as what they recorded, and the other paths."""
+    from linkproof.collect.bundle import is_capture, unpack
+
+    captures, others = [], []
+    for path in paths:
+        if path != "-" and is_capture(path):
+            with open(path, "rb") as file:  # noqa: PTH123  start-up
+                captures.append(unpack(file.read(), path))
+        else:
+            others.append(path)
+    return captures, others
+
+
+def _facts_of_capture(log: dict[str, Answer]) -> list[Fact]:
+    from linkproof.collect.evidence import read_evidence
+    from linkproof.collect.host import Recorded
+    from linkproof.facts import facts_from
+
+    return facts_from(read_evidence(Recorded(log)))[0]
 
 
 def _observed(path: str) -> list[Fact]:

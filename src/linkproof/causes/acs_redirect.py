@@ -17,9 +17,15 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     yield from peer_path_fine(f)
     # a port above every GPU, or above none, does not lie on the way between two
     ports = [p for p in f.all(Acs) if p.above not in ("other", "every gpu")]
-    on, off = next((p for p in ports if p.redirect == "on"), None), next((p for p in ports if p.redirect == "off"), None)
+    turned = [p for p in ports if p.redirect == "on"]
+    on = next((p for p in turned if p.kind != "root_port"), None) or next(iter(turned), None)
+    off = next((p for p in ports if p.redirect == "off"), None)
     suspicion = f.trouble
-    if on:
+    # between root ports every packet goes up anyway; their bits only decide whether the IOMMU sees it
+    moot = on is not None and on.kind == "root_port" and f.iommu_harmless is not None
+    if on and moot:
+        yield pro(0.7, "{port} redirects, but it is a root port and the IOMMU lets addresses pass", on, port=on.port)
+    elif on:
         yield pro(
             3.2 if suspicion else 1.5, "{port} redirects peer traffic up to the root complex", on, port=on.port or "ACSCtl", stands=True
         )

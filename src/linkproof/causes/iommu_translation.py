@@ -24,7 +24,7 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield pro(2.8 if suspicion else 1.0, "the IOMMU translates (no passthrough)", f.iommu_translating, stands=True)
     elif f.iommu_harmless:
         yield con(4.0, "the IOMMU is off or passes addresses through", f.iommu_harmless)
-    elif told := f.setting("iommu_pt", "present") or f.setting("iommu_off", "present"):
+    elif not f.io_page_fault and (told := f.setting("iommu_pt", "present") or f.setting("iommu_off", "present")):
         yield con(2.5, "the IOMMU was set out of the way ({name})", told, name=told.name)
     elif (on := f.event("iommu_enabled")) and suspicion and not f.iommu_unset:
         yield pro(1.4, "the kernel says that an IOMMU is on, and no word of passthrough", on)

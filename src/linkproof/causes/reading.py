@@ -43,6 +43,7 @@ F = TypeVar("F", bound=Fact)
 
 WRONG_DATA = ("zeros", "wrong", "stale")
 BAD_MODEL = ("garbage", "wrong", "assert", "nan", "hang", "crash")
+_TYPES = ("DMA", "DMA-FQ", "identity")  # a group's type as printed alone
 PEER_MODES = ("peer", "load", "store", "ipc")
 
 _FAILURES = (
@@ -343,15 +344,33 @@ class Reading:
     # ------------------------------------------------------------ the guard on the path
 
     @cached_property
+    def iommu_asked(self) -> Iommu | None:
+        """What the kernel command line asks for. It is an intent: an old boot entry or the other maker's option leave it without effect."""
+        return next((i for i in self.all(Iommu) if i.parameter not in ("", "none") and i.mode != "unknown"), None)
+
+    @cached_property
+    def iommu_seen(self) -> Iommu | None:
+        """The mode that was found: a group's type before the kernel log's default. Of several, one that translates."""
+        found = [i for i in self.all(Iommu) if i.parameter in ("", "none") and i.mode != "unknown"]
+        groups = [
+            i for i in found if i.device or "iommu_group" in i.source.file or "iommu_group" in i.source.text or i.source.text in _TYPES
+        ]
+        several = groups or found
+        return next((i for i in several if i.mode == "translating"), several[0] if several else None)
+
+    @cached_property
     def iommu_translating(self) -> Fact | None:
+        """What was found decides; where nothing was found, what the command line asks for."""
+        if self.iommu_seen is not None:
+            return self.iommu_seen if self.iommu_seen.mode == "translating" else None
         return self.first(Iommu, mode="translating")
 
     @cached_property
     def iommu_harmless(self) -> Fact | None:
-        """Passthrough or off, or switching it off changed nothing."""
-        if self.iommu_translating is not None:
+        """Passthrough or off, or switching it off changed nothing. A page fault of a GPU shows that it translates, whatever was asked."""
+        if self.iommu_translating is not None or self.io_page_fault is not None:
             return None
-        found: Fact | None = self.first(Iommu, mode=("passthrough", "off"))
+        found: Fact | None = self.iommu_seen or self.first(Iommu, mode=("passthrough", "off"))
         return found or self.setting("iommu_off", "no_effect") or self.setting("iommu_pt", "no_effect")
 
     @cached_property

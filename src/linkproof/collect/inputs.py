@@ -151,7 +151,7 @@ def _behind(link: str, top: str) -> tuple[str, str]:
     from pathlib import Path
 
     try:
-        real, root = Path(link).resolve(), Path(top).resolve()
+        real, root = Path(link).resolve(strict=True), Path(top).resolve()
     except RuntimeError as e:  # a loop, before Python 3.13
         raise OSError("a link that leads to itself") from e
     return str(real), str(real.relative_to(root)) if real.is_relative_to(root) else ""

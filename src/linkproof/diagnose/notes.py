@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from linkproof.causes.reading import Reading
+from linkproof.diagnose import notes_machine
 from linkproof.model import Acs, Copy, DeviceAssert, Fact, ModelRun, NcclInit, NcclPath, Note, PeerAccess, Setting, Versions
-
-_LEVELS = ("LOC", "NVL", "NVB", "C2C", "PIX", "PXB", "P2C", "PXN", "PHB", "SYS")
 
 
 def _note(text: str, fact: Fact, **args: str) -> Note:
@@ -40,14 +39,6 @@ def _reach(f: Reading) -> Iterator[Note]:
         elif setting.key == "GGML_CUDA_NO_PEER_COPY" and "-D" not in setting.name:
             yield _note(
                 "GGML_CUDA_NO_PEER_COPY is a build option (-DGGML_CUDA_NO_PEER_COPY=ON); in the environment nobody reads it", setting
-            )
-        elif setting.key == "NCCL_P2P_DISABLE" and setting.value not in ("", "0", "1"):
-            yield _note("NCCL_P2P_DISABLE={value}: only the value 1 acts", setting, value=setting.value)
-        elif setting.key == "NCCL_P2P_LEVEL" and setting.value and setting.value not in _LEVELS and not setting.value[0].isdigit():
-            yield _note(
-                "NCCL_P2P_LEVEL={value} is no level that NCCL knows (upper case, e.g. PXB): it is ignored without a word",
-                setting,
-                value=setting.value,
             )
         elif "pci=noacs" in setting.name or "pcie_acs_override" in setting.name:
             yield _note("{name} clears no ACS bit on a stock kernel", setting, name=setting.name)
@@ -113,7 +104,7 @@ def _echo(f: Reading) -> Iterator[Note]:
         yield _note("NCCL falls back to shared memory here: slow and safe", denied)
 
 
-_RULES: tuple[Callable[[Reading], Iterator[Note]], ...] = (_reach, _proof, _echo)
+_RULES: tuple[Callable[[Reading], Iterator[Note]], ...] = (_reach, *notes_machine.RULES, _proof, _echo)
 _MOST = 8
 
 

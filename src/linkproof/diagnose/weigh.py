@@ -120,9 +120,16 @@ def healthy(reading: Reading) -> bool:
 
 
 def diagnose(facts: Iterable[Fact], texts: Iterable[tuple[str, int]] = ()) -> Diagnosis:
-    """Weigh every cause on these facts. texts: (name, lines) of what was read, for the report."""
+    """Weigh every cause on these facts, and find the next question. texts: (name, lines) of what was read, for the report."""
     reading = Reading(facts)
     weighed, unknown = weigh_all(reading)
+    return concluded(reading, weighed, unknown, texts)
+
+
+def concluded(
+    reading: Reading, weighed: list[Weighed], unknown: dict[str, list[NotChecked]], texts: Iterable[tuple[str, int]], ask: bool = True
+) -> Diagnosis:
+    """The diagnosis of causes that are weighed already. ask: look for the next question too, which costs more than all the weighing."""
     shown = _shown(weighed)
     top = shown[0] if shown else None
     sure = top is not None and top.confidence >= SURE
@@ -133,7 +140,7 @@ def diagnose(facts: Iterable[Fact], texts: Iterable[tuple[str, int]] = ()) -> Di
     return Diagnosis(
         verdict=verdict,
         causes=tuple(shown),
-        next=tuple(next_steps(reading, weighed, TEMPERATURE, ELSE)) if verdict != "healthy" else (),
+        next=tuple(next_steps(reading, weighed, TEMPERATURE, ELSE)) if ask and verdict != "healthy" else (),
         not_checked=tuple(n for cid in wanted for n in unknown[cid]),
         notes=tuple(notes(reading)),
         consumers=consumers(top) if verdict != "healthy" else {},

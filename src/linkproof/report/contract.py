@@ -30,13 +30,14 @@ class Cite(Struct, frozen=True):
 
 
 class SignSaid(Struct, frozen=True, rename={"speaks_for": "for"}):
-    """weight in nats: 0.7 doubles the odds, 2.3 makes them ten to one."""
+    """weight in nats: 0.7 doubles the odds, 2.3 makes them ten to one. stands: the mechanism itself was seen, failure or not."""
 
     speaks_for: bool
     weight: Annotated[float, Meta(ge=0)]
     text: str
     source: Cite
     decisive: bool
+    stands: bool = False
 
 
 class CauseSaid(Struct, frozen=True, rename={"cls": "class"}):
@@ -115,7 +116,7 @@ def report_of(diagnosis: Diagnosis, lang: str) -> Report:
     return Report(
         schema=1,
         verdict=diagnosis.verdict,  # type: ignore[arg-type]
-        causes=tuple(_cause(w, lang) for w in causes),
+        causes=tuple(cause_said(w, lang) for w in causes),
         next=tuple(_next(n, lang) for n in diagnosis.next),
         not_checked=tuple(NotCheckedSaid(n.cause, masked(say(n.text, n.args, lang)), n.do) for n in diagnosis.not_checked),
         notes=tuple(NoteSaid(masked(say(n.text, n.args, lang)), _cite(n.source)) for n in diagnosis.notes),
@@ -133,11 +134,11 @@ def _next(n: Next, lang: str) -> NextSaid:
     return NextSaid(masked(say(n.text, n.args, lang)), n.kind, n.args.get("command", ""), n.tells_apart)  # type: ignore[arg-type]
 
 
-def _cause(w: Weighed, lang: str) -> CauseSaid:
+def cause_said(w: Weighed, lang: str) -> CauseSaid:
     about = page(w.id, lang)
     out = w.state == "ruled_out"
     signs = tuple(
-        SignSaid(s.speaks_for, round(s.weight, 2), masked(say(s.text, s.args, lang)), _cite(s.source), s.decisive)
+        SignSaid(s.speaks_for, round(s.weight, 2), masked(say(s.text, s.args, lang)), _cite(s.source), s.decisive, s.stands)
         for s in sorted(w.signs, key=lambda s: (not s.decisive, -s.weight))
     )
     return CauseSaid(

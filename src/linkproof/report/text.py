@@ -31,13 +31,13 @@ SIGNS_FOR, SIGNS_AGAINST, BULLETS, OTHERS, RULED_OUT, STEPS, UNCHECKED = 6, 4, 4
 MEANWHILE = 0.25  # from here on the leader's workaround is worth a try although the verdict is open
 
 
-class _Sheet:
+class Sheet:
     """A growing text."""
 
-    def __init__(self, report: Report, width: int, t: Teller, say_all: bool) -> None:
+    def __init__(self, report: Report, width: int, t: Teller, say_all: bool, whole_names: bool = False) -> None:
         self.rows: list[Row] = []
         self.width, self.t, self.say_all = width, t, say_all
-        self._short = short_names(report)
+        self._short = {} if whole_names else short_names(report)
 
     def head(self, words: str) -> None:
         self.rows += [[], *wrapped([Piece(words, "head")], self.width)]
@@ -83,7 +83,14 @@ def short_names(report: Report) -> dict[str, str]:
 
 
 def text(report: Report, lang: str, width: int = 100, say_all: bool = False) -> list[Row]:
-    sheet = _Sheet(report, max(40, width), Teller(lang), say_all)
+    sheet = Sheet(report, max(40, width), Teller(lang), say_all)
+    sections(sheet, report)
+    _read(sheet, report)
+    return sheet.rows
+
+
+def sections(sheet: Sheet, report: Report) -> None:
+    """Everything but what was read."""
     live = [c for c in report.causes if c.state != "ruled_out"]
     top = leader(report)
     _verdict(sheet, report, top)
@@ -95,11 +102,9 @@ def text(report: Report, lang: str, width: int = 100, say_all: bool = False) -> 
     _next(sheet, report)
     _notes(sheet, report)
     _unchecked(sheet, report)
-    _read(sheet, report)
-    return sheet.rows
 
 
-def _verdict(sheet: _Sheet, report: Report, top: CauseSaid | None) -> None:
+def _verdict(sheet: Sheet, report: Report, top: CauseSaid | None) -> None:
     style = {"faulty": "bad", "healthy": "good"}.get(report.verdict, "open")
     sheet.put(Piece(verdict_words(report, top, sheet.t), style), indent=0)
     if top is None:
@@ -112,7 +117,7 @@ def _verdict(sheet: _Sheet, report: Report, top: CauseSaid | None) -> None:
 # ---------------------------------------------------------------- why
 
 
-def _why(sheet: _Sheet, cause: CauseSaid) -> None:
+def _why(sheet: Sheet, cause: CauseSaid) -> None:
     t = sheet.t
     speak = [s for s in cause.signs if s.speaks_for]
     against = [s for s in cause.signs if not s.speaks_for]
@@ -126,7 +131,7 @@ def _why(sheet: _Sheet, cause: CauseSaid) -> None:
         sheet.put(Piece(t("+ hint, ++ strong, +++ very strong; - the same, against it"), "quiet"))
 
 
-def _signs(sheet: _Sheet, signs: Sequence[SignSaid], most: int) -> None:
+def _signs(sheet: Sheet, signs: Sequence[SignSaid], most: int) -> None:
     """Strongest first; signs of one line stand together above it."""
     groups: dict[tuple[str, int, str], list[SignSaid]] = {}
     shown = signs if sheet.say_all else signs[:most]
@@ -145,7 +150,7 @@ def _signs(sheet: _Sheet, signs: Sequence[SignSaid], most: int) -> None:
 # ---------------------------------------------------------------- what to do
 
 
-def _what_to_do(sheet: _Sheet, report: Report, top: CauseSaid) -> None:
+def _what_to_do(sheet: Sheet, report: Report, top: CauseSaid) -> None:
     t = sheet.t
     if report.verdict == "faulty":
         head = t("What to do now")
@@ -169,7 +174,7 @@ def _what_to_do(sheet: _Sheet, report: Report, top: CauseSaid) -> None:
         sheet.put(Piece(t("In full: `linkproof causes {id}`", id=top.id), "quiet"))
 
 
-def _bullets(sheet: _Sheet, head: str, bullets: Sequence[str]) -> None:
+def _bullets(sheet: Sheet, head: str, bullets: Sequence[str]) -> None:
     if not bullets:
         return
     sheet.head(head)
@@ -182,7 +187,7 @@ def _bullets(sheet: _Sheet, head: str, bullets: Sequence[str]) -> None:
 # ---------------------------------------------------------------- what else
 
 
-def _others(sheet: _Sheet, causes: Sequence[CauseSaid], top: CauseSaid | None) -> None:
+def _others(sheet: Sheet, causes: Sequence[CauseSaid], top: CauseSaid | None) -> None:
     if not causes:
         return
     t = sheet.t
@@ -199,7 +204,7 @@ def _others(sheet: _Sheet, causes: Sequence[CauseSaid], top: CauseSaid | None) -
     sheet.more(len(causes) - len(shown), 9)
 
 
-def _ruled_out(sheet: _Sheet, causes: Sequence[CauseSaid]) -> None:
+def _ruled_out(sheet: Sheet, causes: Sequence[CauseSaid]) -> None:
     if not causes:
         return
     sheet.head(sheet.t("Often suspected, ruled out here"))
@@ -214,7 +219,7 @@ def _ruled_out(sheet: _Sheet, causes: Sequence[CauseSaid]) -> None:
 # ---------------------------------------------------------------- what next, and what is missing
 
 
-def _next(sheet: _Sheet, report: Report) -> None:
+def _next(sheet: Sheet, report: Report) -> None:
     if not report.next:
         return
     t = sheet.t
@@ -229,7 +234,7 @@ def _next(sheet: _Sheet, report: Report) -> None:
     sheet.more(len(report.next) - len(shown))
 
 
-def _notes(sheet: _Sheet, report: Report) -> None:
+def _notes(sheet: Sheet, report: Report) -> None:
     if report.notes:
         sheet.head(sheet.t("Worth knowing"))
         for note in report.notes:
@@ -238,7 +243,7 @@ def _notes(sheet: _Sheet, report: Report) -> None:
                 sheet.cite(note.source, 4)
 
 
-def _unchecked(sheet: _Sheet, report: Report) -> None:
+def _unchecked(sheet: Sheet, report: Report) -> None:
     if not report.not_checked:
         return
     sheet.head(sheet.t("Not checked"))
@@ -250,7 +255,7 @@ def _unchecked(sheet: _Sheet, report: Report) -> None:
     sheet.more(len(report.not_checked) - len(shown))
 
 
-def _read(sheet: _Sheet, report: Report) -> None:
+def _read(sheet: Sheet, report: Report) -> None:
     t = sheet.t
     most = 1000 if sheet.say_all else 5
 

@@ -1,0 +1,171 @@
+"""The variables that NCCL reads, and what it makes of a value. Not a parser itself.
+
+In:      the name and the value of a variable.
+Out:     is it known; the known name that was probably meant; why a value does not do what it says.
+Unknown: "" where nothing can be said. A name that is not listed may be read by a network, tuner or profiler plugin, or by a framework.
+Raises:  nothing.
+Source:  NCCL releases 2.3.5 to 2.30.7: every NCCL_PARAM, DEFINE_NCCL_PARAM and getenv in `src`, and the plugins of its own repository;
+         2.31 and 2.32.3: the names in `libnccl.so.2`. What is read as a number: NCCL_PARAM, `src/misc/param.cc` (strtoll, base 0).
+         Levels: `src/graph/paths.cc`, `ncclGetLevel`; debug levels: `src/debug.cc`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+# without their NCCL_; these are read as numbers
+_NUMBERS = (
+    "ALLGATHERV_ENABLE ALLOC_P2P_NET_LL_BUFFERS BUFFSIZE CGA_CLUSTER_SIZE CHECK_POINTERS CHUNK_SIZE COLLNET_ENABLE COLLNET_NODE_THRESHOLD "
+    "COMM_BLOCKING COMM_SHRINK_SHARE_RESOURCES COMM_SPLIT_SHARE_RESOURCES CONNECT_ROUND_MAX_PEERS CROSS_NIC CUMEM_ENABLE CUMEM_HOST_ENABLE "
+    "DEV_API_JIT DISABLE_MEM_MANAGER DMABUF_ENABLE ELASTIC_BUFFER_REGISTER ENABLE_VERSION_CHECK GDAKI_USE_RELIABLE_DB GDRCOPY_ENABLE "
+    "GDRCOPY_FIFO_ENABLE GDRCOPY_FLUSH_ENABLE GDRCOPY_SYNC_ENABLE GDR_FLUSH_DISABLE GIN_ENABLE GIN_ERROR_QUERY_SEC "
+    "GIN_GDAKI_MAX_DEST_RD_ATOMIC GIN_GDAKI_MAX_QP_RD_ATOMIC GIN_GDAKI_NIC_HANDLER GIN_GDAKI_QP_DEPTH GIN_IB_TC GIN_NCONNECTIONS "
+    "GIN_PLUGIN_REF_COUNT GIN_PROXY_QUEUE_SIZE GIN_TYPE GRAPH_DUMP_FILE_RANK GRAPH_HELPER_DISABLE GRAPH_MIXING_SUPPORT GRAPH_REGISTER "
+    "GRAPH_STREAM_ORDERING GROUP_CUDA_STREAM IB_ADAPTIVE_ROUTING IB_AR_THRESHOLD IB_DATA_DIRECT IB_DEVICE_PCI_ORDER IB_DISABLE "
+    "IB_ECE_ENABLE IB_FIFO_TC IB_GID_INDEX IB_MERGE_NICS IB_MERGE_VFS IB_MQP_RETRY_ALL IB_MQP_RETRY_CNT IB_MQP_RETRY_SLEEP_MSEC IB_OOO_RQ "
+    "IB_PCI_RELAXED_ORDERING IB_PKEY IB_PREPOST_RECEIVE_WORK_REQUESTS IB_QPS_PER_CONNECTION IB_QUERY_PORT_SPEED "
+    "IB_RECEIVER_SIDE_MATCHING_SCHEME IB_RESILIENCY_PORT_FAILOVER IB_RESILIENCY_PORT_FAILOVER_MAX_ATTEMPTS "
+    "IB_RESILIENCY_PORT_FAILOVER_PROBE_DELAY IB_RESILIENCY_PORT_RECOVERY IB_RESILIENCY_PORT_RECOVERY_ACK_TIMEOUT "
+    "IB_RESILIENCY_PORT_RECOVERY_ALIVE_MSG_BATCH_INTERVAL IB_RESILIENCY_PORT_RECOVERY_ALIVE_MSG_BATCH_SIZE "
+    "IB_RESILIENCY_PORT_RECOVERY_ALIVE_MSG_SEQUENCE_SIZE IB_RESILIENCY_PORT_RECOVERY_ALIVE_MSG_TIMEOUT "
+    "IB_RESILIENCY_PORT_RECOVERY_ATTEMPTS_MAX IB_RESILIENCY_PORT_RECOVERY_START_DELAY IB_RETRY_CNT IB_RETURN_ASYNC_EVENTS "
+    "IB_ROCE_VERSION_NUM IB_ROUTABLE_FLID_GID_INDEX IB_SL IB_SPLIT_DATA_ON_QPS IB_SUBNET_AWARE_ROUTING IB_SUBNET_PREFIX_LEN IB_TC "
+    "IB_TIMEOUT IB_USE_INLINE IB_WARN_RAIL_LOCAL IGNORE_COLLNET_MISMATCH IGNORE_CPU_AFFINITY IGNORE_DISABLED_P2P IGNORE_NET_MISMATCH "
+    "IPC_USE_ABSTRACT_SOCKET L1_SHARED_MEMORY_CARVEOUT LAUNCH_ORDER_IMPLICIT LAUNCH_RACE_FATAL LEGACY_CUDA_REGISTER LL128_BUFFSIZE "
+    "LL128_C2C LL128_NTHREADS LL_BUFFSIZE LOCAL_REGISTER LSA_TEAM_SIZE MAX_CTAS MAX_NCHANNELS MAX_NRINGS MAX_P2P_NCHANNELS MEM_SYNC_DOMAIN "
+    "MIN_CTAS MIN_NCHANNELS MIN_NRINGS MIN_P2P_NCHANNELS MLOPART_RDMA_ENABLE MNNVL_CLIQUE_ID MNNVL_CROSS_CLIQUE MNNVL_ENABLE "
+    "MNNVL_RAIL_PER_HOST MNNVL_SCATTER_NETS_ENABLE MNNVL_UUID MULTI_RANK_GPU_ENABLE MULTI_SEGMENT_REGISTER NCHANNELS_PER_NET_PEER "
+    "NET_DISABLE_INTRA NET_FORCE_FLUSH NET_GDR_C2C NET_GDR_MLOPART NET_GDR_READ NET_OPTIONAL_RECV_COMPLETION NET_OVERHEAD "
+    "NET_PLUGIN_REF_COUNT NET_SHARED_BUFFERS NET_SHARED_COMMS NSOCKS_PERTHREAD NTHREADS NUM_RMA_CTX NVB_DISABLE NVB_PRECONNECT "
+    "NVLINK_UTIL_CENTRIC_SCHED_ENABLE NVLSTREE_MAX_CHUNKSIZE NVLS_CHUNKSIZE NVLS_ENABLE NVLS_NCHANNELS NVTX_DISABLE OOB_NET_ENABLE "
+    "P2P_DIRECT_DISABLE P2P_EPOCH_ENABLE P2P_LL_THRESHOLD P2P_MAX_PEERS P2P_NET_CHUNKSIZE P2P_NVL_CHUNKSIZE P2P_PCI_CHUNKSIZE "
+    "P2P_PER_CHANNEL_NET_BW P2P_PXN_LEVEL P2P_READ_ENABLE P2P_SCHEDULE_GROUP_SIZE P2P_USE_CUDA_MEMCPY PAT_ENABLE PROGRESS_APPENDOP_FREQ "
+    "PROXY_APPEND_BATCH_SIZE PROXY_DUMP_SIGNAL PXN_C2C PXN_DISABLE RAS_ENABLE RAS_TIMEOUT_FACTOR REPORT_CONNECT_PROGRESS RMA_DISABLE "
+    "RMA_PLUGIN_REF_COUNT RMA_PROXY_DUMP_SIGNAL RMA_PROXY_QUEUE_SIZE RUNTIME_CONNECT SET_CPU_STACK_SIZE SET_STACK_SIZE "
+    "SHADOW_MEMPOOL_MAX_SIZE SHM_DISABLE SHM_LOCALITY SINGLE_PROC_MEM_REG_ENABLE SOCKET_INLINE SOCKET_MIN_TASKSIZE SOCKET_NTHREADS "
+    "SOCKET_POLL_TIMEOUT_MSEC SOCKET_RCVBUF SOCKET_RETRY_CNT SOCKET_RETRY_SLEEP_MSEC SOCKET_SNDBUF SYM_CE_THRESHOLD SYM_CTAS "
+    "SYM_GIN_KERNELS_ENABLE SYM_NOWIN_ENABLE SYM_REUSE_SYSMEM_HANDLES SYM_RS_GIN_CHUNK_SIZE SYM_TMA_ENABLE TOPO_DUMP_FILE_RANK "
+    "TOPO_SPLIT_MLOPART UID_STAGGER_RATE UID_STAGGER_THRESHOLD UNPACK_DOUBLE_NCHANNELS WIN_ENABLE WIN_STRIDE WORK_ARGS_BYTES "
+    "WORK_FIFO_BYTES "
+)
+
+# words, lists, files, levels, and names of older releases and plugins
+_WORDS = (
+    "AGG_ALLOC_MODE AGG_CHANNEL_SIZE ALGO CE_CHUNK_SIZE CE_COLL_AG_MULTICAST_THRESHOLD CE_INTRA_GPU_MEMCPY_ENABLE CFT_ENABLE CHECKS_DISABLE "
+    "CHECK_MODE COMM_ID CONF_FILE CREATE_THREAD_CONTEXT CTA_POLICY CUDA_PATH DEBUG DEBUG_FILE DEBUG_LEVELS DEBUG_SUBSYS "
+    "DEBUG_TIMESTAMP_FORMAT DEBUG_TIMESTAMP_LEVELS DIAGNOSTICS_ECC_THRESHOLD DIAGNOSTICS_IB_BW_TIMEOUT ENQUEUE_REARCH_ENABLE ENV_PLUGIN "
+    "GDAKI_FORCE_MCST GDRCOPY_TAIL_ENABLE GDRCOPY_USE_INTERNAL_DMABUF GIN_COUNTER_POOL_SIZE GIN_EXCLUSIVE_CONTEXTS "
+    "GIN_GDAKI_LAG_AWARE_DISABLE GIN_IB_OOO_OPT GIN_NCONTEXTS GIN_PLUGIN GIN_PROXY_NTHREADS GIN_PROXY_POLL_BATCH GIN_SIGNAL_POOL_SIZE GRAPH "
+    "GRAPH_DUMP_FILE GRAPH_FILE HIER_CE_COLL_AG_RAIL_RING_ENABLE HIER_CE_COLL_NUM_CTX HOSTID IBVERBS_LIB IB_ADDR_FAMILY IB_ADDR_RANGE "
+    "IB_CUDA_SUPPORT IB_EVENT_BASED_LB IB_EVENT_BASED_LB_REMOTE IB_GDR_LEVEL IB_HCA IB_RAIL_POLICY IB_SORT_MERGE_NICS "
+    "IB_VR_RAILS_PER_SOCKET IB_VR_SOCKET_COUNT IB_WQE_LATENCY_REPORT IB_WQE_LATENCY_THRESHOLD_NS INSPECTOR_COLL_POOL_SIZE "
+    "INSPECTOR_COMM_POOL_SIZE INSPECTOR_DUMP_COLL_RING_SIZE INSPECTOR_DUMP_DIR INSPECTOR_DUMP_MIN_SIZE_BYTES INSPECTOR_DUMP_P2P_RING_SIZE "
+    "INSPECTOR_DUMP_THREAD_ENABLE INSPECTOR_DUMP_THREAD_INTERVAL_MICROSECONDS INSPECTOR_DUMP_VERBOSE INSPECTOR_ENABLE INSPECTOR_ENABLE_P2P "
+    "INSPECTOR_P2P_POOL_SIZE INSPECTOR_POOL_GROW INSPECTOR_PROM_DUMP INSPECTOR_REQUIRE_KERNEL_TIMING LAUNCH_MODE LL_THRESHOLD NET "
+    "NETDEVS_POLICY NET_FORCE_MERGE NET_GDR_LEVEL NET_MERGE_LEVEL NET_MERGE_POLICY NET_PLUGIN NO_CACHE NUM_RMA_INT_CTX OOB_NET_IFNAME "
+    "P2P_DISABLE P2P_LEVEL P2P_PER_CHANNEL_REG_NET_BW PARAM_DUMP_ALL PAT_NDIMS PROFILER_CE_POLLER_INTERVAL_MICROSECONDS PROFILER_CE_TIMING "
+    "PROFILER_PLUGIN PROFILE_CE_BATCH_POOL_SIZE PROFILE_CE_COLL_POOL_SIZE PROFILE_CE_SYNC_POOL_SIZE PROFILE_COLL_API_POOL_SIZE "
+    "PROFILE_COLL_POOL_SIZE PROFILE_DUMP_FILE PROFILE_EVENT_MASK PROFILE_GROUP_API_POOL_SIZE PROFILE_GROUP_POOL_SIZE "
+    "PROFILE_KERNEL_LAUNCH_POOL_SIZE PROFILE_P2P_API_POOL_SIZE PROFILE_P2P_POOL_SIZE PROFILE_PROXY_CTRL_POOL_SIZE "
+    "PROFILE_PROXY_DETACH_POOL_SIZE PROGRESS_COUNTERS PROGRESS_COUNTER_MONITOR_POLL_MS PROGRESS_COUNTER_MONITOR_STALE_MS "
+    "PROGRESS_COUNTER_MONITOR_STALE_WARN_SEC PROTO PROXY_CPUSET PROXY_PROFILE RAS_ADDR RINGS RMA_EAGER_INIT RMA_IB_WR_BATCHSIZE "
+    "RMA_MULTI_CTX_THRESHOLD RMA_PLUGIN RUN_DIAGNOSTICS RUN_RAS_DIAGNOSTICS SET_THREAD_NAME SHARED_BUFF_COUNT SHM_MEMCPY_MODE "
+    "SHM_USE_CUDA_MEMCPY SINGLE_RING_THRESHOLD SOCKET_FAMILY SOCKET_IFNAME SOCKET_MAGIC SYM_KERNEL THREAD_THRESHOLD THREAD_THRESHOLDS "
+    "TOPO_DUMP_FILE TOPO_FILE TREE_THRESHOLD TUNER_CONFIG_FILE TUNER_PLUGIN WARN_ENABLE_DEBUG_INFO WORK_FIFO_DEPTH "
+)
+# set by images, build systems, frameworks and RCCL under the same prefix: none of NCCL's business, and no mistake
+_OTHERS = (
+    "ASYNC_ERROR_HANDLING", "BLOCKING_WAIT", "DESYNC_DEBUG", "ENABLE_TIMING", "USE_COMM_NONBLOCKING", "TIMEOUT", "HOME", "ROOT", "ROOT_DIR", "DIR", "PATH",
+    "LIBRARY", "LIBRARIES", "LIB_DIR", "LIB_PATH", "LIBRARY_PATH", "LIB", "INCLUDE_DIR", "INCLUDE_PATH", "INCLUDE_DIRS", "VERSION", "DOWNLOAD_SUM", "SO_PATH",
+    "SRC_DIR", "TESTS_PATH", "TESTS_DIR", "TESTS_HOME", "USE_MULTISTREAM", "PACKAGE_VERSION", "VER", "INSTALL_PATH", "BIN",
+)  # fmt: skip
+_OTHER_PREFIXES = (
+    "FASTRAK_", "GPUDIRECTTCPX_", "SHIMNET_", "FASTSOCKET_", "UCX_", "SHARP_", "IBEXT_", "OFI_", "TESTS_", "INSPECTOR_", "PROFILE_", "PROFILER_", "GPUVIZ_",
+    "RCCL_", "LIBRARY_",
+)  # fmt: skip
+LEVELS = ("LOC", "NVL", "NVB", "C2C", "PIX", "PXB", "P2C", "PXN", "PHB", "SYS")
+_DEBUG = ("VERSION", "WARN", "INFO", "ABORT", "TRACE", "ATTN")
+_ZERO = ("", "false", "off", "no", "none", "n", "f", "disable", "disabled")  # 0 is what they want
+_GONE = ("NCCL_P2P_NET_DISABLE",)  # set by tools and guides, read by no release
+_FAR = 2
+_LONGEST = 60
+
+
+@cache
+def numbers() -> frozenset[str]:
+    return frozenset("NCCL_" + name for name in "".join(_NUMBERS).split())
+
+
+@cache
+def known() -> frozenset[str]:
+    """Every variable that some release up to 2.32 reads."""
+    return numbers() | {"NCCL_" + name for name in "".join(_WORDS).split()}
+
+
+def foreign(name: str) -> bool:
+    """A name under NCCL's prefix that others use: to be left alone."""
+    bare = name[5:]
+    return bare in _OTHERS or bare.startswith(_OTHER_PREFIXES)
+
+
+def _distance(a: str, b: str) -> int:
+    """Letters to change, drop, add or swap; anything past `_FAR` is `_FAR + 1`. Only a band around the diagonal is looked at."""
+    if abs(len(a) - len(b)) > _FAR:
+        return _FAR + 1
+    width, far = len(b) + 1, _FAR + 1
+    before, row = [far] * width, [min(j, far) for j in range(width)]
+    for i in range(1, len(a) + 1):
+        last, row, before = before, [far] * width, row
+        if i <= _FAR:
+            row[0] = i
+        for j in range(max(1, i - _FAR), min(width, i + _FAR + 1)):
+            best = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a[i - 1] != b[j - 1]))
+            if i > 1 and j > 1 and a[i - 1] == b[j - 2] and a[i - 2] == b[j - 1]:
+                best = min(best, last[j - 2] + 1)
+            row[j] = min(best, far)
+        if min(row) >= far:
+            return far
+    return row[-1]
+
+
+@cache
+def _nearest(name: str) -> str:
+    found = min(((_distance(name, one), one) for one in known()), default=(_FAR + 1, ""))
+    return found[1] if found[0] <= _FAR else ""
+
+
+def misspelt(name: str) -> str:
+    """The known variable that is meant by a name that NCCL does not know, or "" (known, foreign, or like none)."""
+    if name in known() or name in _GONE or not name.startswith("NCCL_") or foreign(name) or not 8 <= len(name) <= _LONGEST:
+        return ""
+    return _nearest(name)
+
+
+def _strtol(value: str) -> int | None:
+    """As C reads a number in base 0: leading blanks, a sign, what follows is dropped. None: there is none, which C calls 0."""
+    words = value.strip()[:24].lower()
+    sign = -1 if words.startswith("-") else 1
+    words = words.lstrip("+-")
+    base, digits = (16, "0123456789abcdef") if words.startswith("0x") else (8, "01234567") if words[:1] == "0" else (10, "0123456789")
+    words = words[2:] if base == 16 else words
+    end = 0
+    while end < len(words) and words[end] in digits:
+        end += 1
+    return sign * int(words[:end], base) if end else None
+
+
+def ineffective(name: str, value: str) -> str:
+    """Why this value does not do what it says: gone, only_one, no_level, no_debug_level, read_as_zero; "" if nothing is known against it."""
+    words = value.strip()
+    if name in _GONE:
+        return "gone"
+    if name == "NCCL_P2P_DISABLE":
+        return "only_one" if words not in ("", "0") and _strtol(words) != 1 else ""
+    if name in ("NCCL_P2P_LEVEL", "NCCL_NET_GDR_LEVEL"):
+        return "no_level" if words and words not in LEVELS and words[0] not in "0123456789" else ""
+    if name == "NCCL_DEBUG":
+        said = [w.strip().upper() for w in words.split(",") if w.strip()][:20]
+        return "no_debug_level" if any(w not in (*_DEBUG, "0", "OFF", "NONE") for w in said) else ""
+    if name in numbers() and words.lower() not in _ZERO and _strtol(words) is None:
+        return "read_as_zero"
+    return ""

@@ -1,0 +1,49 @@
+"""The sentences of `check` that depend on more than one value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from linkproof.report.say import Teller
+
+
+class Unread(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def why(self) -> str: ...
+    @property
+    def needs_root(self) -> bool: ...
+
+
+def headline(verdict: str, risks: int, gpus: bool, t: Teller) -> str:
+    if verdict == "faulty":
+        return t("A fault shows on this machine")
+    if risks == 1:
+        return t("No failure shows; one risk stands")
+    if risks:
+        return t("No failure shows; {n} risks stand", n=risks)
+    if not gpus:
+        return t("Cannot tell: no GPU was found here")
+    return t("Nothing speaks against this machine, and nothing was measured: no data went between GPUs")
+
+
+def unread_words(unread: Sequence[Unread], t: Teller) -> list[str]:
+    """Grouped by reason; what root would give comes first, and a tool that is not installed is no news for each of its commands."""
+    root = [u.name for u in unread if u.why == "denied" or (u.needs_root and u.why not in ("absent", "not recorded"))]
+    late = [u.name for u in unread if u.why == "timeout"]
+    failed = [f"{u.name} ({u.why})" for u in unread if u.why.startswith("failed")]
+    absent = sorted({u.name.split(" ")[0] for u in unread if u.why == "absent"})
+    old = sorted({u.name.split(" ")[0] for u in unread if u.why == "not recorded"})
+    out = []
+    if root:
+        out.append(t("{names}: not allowed; run again as root", names=", ".join(root)))
+    if late:
+        out.append(t("{names}: no answer in time", names=", ".join(late)))
+    out += failed
+    if absent:
+        out.append(t("not there: {names}", names=", ".join(absent)))
+    if old:
+        out.append(t("not in this capture: {names}", names=", ".join(old)))
+    return out

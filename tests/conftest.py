@@ -1,0 +1,1 @@
+"""Its place makes `evidence` (drawn and recorded machines) importable from every test."""

@@ -1,0 +1,127 @@
+"""`check`, `topo`, `collect`: what a person gets, and what leaves the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from linkproof.cli import main
+
+EVIDENCE = Path(__file__).parent / "evidence"
+H200 = str(EVIDENCE / "h200-in-a-vm")
+
+
+def said(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = main([*argv, "--lang", "en"])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+@pytest.mark.parametrize(
+    ("machine", "code", "risks"),
+    [
+        ("switches-acs-on", 1, {"acs_redirect", "iommu_translation"}),
+        ("switches-no-root", 1, {"iommu_translation"}),
+        ("two-cards-amd-root-complex", 1, {"acs_redirect", "iommu_translation"}),
+        ("x8-of-x16", 1, {"pcie_link_error"}),
+        ("acs-away-from-gpus", 3, set()),
+        ("idle-links", 3, set()),
+        ("h200-in-a-vm", 3, set()),
+    ],
+)
+def test_a_mechanism_that_stands_is_a_risk_and_nothing_else_is(
+    machine: str, code: int, risks: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    got, out, _ = said(capsys, "check", "--from", str(EVIDENCE / machine), "--format", "json")
+    report = json.loads(out)
+    assert got == code and {r["id"] for r in report["risks"]} == risks
+    assert report["verdict"] != "healthy", "nothing was measured"
+    assert all(any(s["stands"] for s in r["signs"]) for r in report["risks"])
+
+
+def test_only_a_fault_fails_if_one_asks_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "check", "--from", str(EVIDENCE / "switches-acs-on"), "--fail-on", "fault")[0] == 3
+
+
+def test_ports_that_need_root_are_named_and_never_called_off(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = said(capsys, "check", "--from", str(EVIDENCE / "switches-no-root"))
+    assert "ACS (" in out and "run again as root" in out
+    report = json.loads(said(capsys, "check", "--from", str(EVIDENCE / "switches-no-root"), "--format", "json")[1])
+    assert {p["smi"] for p in report["paths"] if p["redirects"] is None} == {"PIX"}
+
+
+def test_a_real_h200_in_a_vm_is_read_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = said(capsys, "check", "--from", H200)
+    assert code == 3 and "1 x NVIDIA H200" in out and "driver 580.159.04" in out and "nothing was measured" in out
+    report = json.loads(said(capsys, "check", "--from", H200, "--format", "json")[1])
+    assert report["risks"] == [] and report["paths"] == [], "one GPU has no path to another"
+
+
+def test_the_tree_marks_the_ports_that_redirect(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = said(capsys, "topo", "--from", str(EVIDENCE / "switches-acs-on"))
+    assert code == 0 and "ACS redirects" in out and "PIX*" in out and "IOMMU translates" in out
+
+
+def test_the_xml_is_xml_with_every_gpu_once(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = said(capsys, "topo", "--from", str(EVIDENCE / "switches-acs-on"), "--format", "xml")
+    buses = [p.get("busid") for p in ET.fromstring(out).iter("pci") if p.get("class") == "0x030200"]
+    assert code == 0 and len(buses) == len(set(buses)) == 8
+
+
+def test_no_gpu_is_said_and_is_not_health(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"capture": 1, "tool": "t", "time": "", "entries": []}', encoding="utf-8")
+    code, out, _ = said(capsys, "check", "--from", str(tmp_path))
+    assert code == 3 and "no GPU was found" in out
+    assert said(capsys, "topo", "--from", str(tmp_path))[0] == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"not a capture", b"{}", b'{"capture": 1}', b"\x1f\x8b\x08broken"])
+def test_what_is_no_capture_is_refused_with_a_reason(content: bytes, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "x.tar.gz"
+    file.write_bytes(content)
+    code, _, err = said(capsys, "check", "--from", str(file))
+    assert code == 2 and "linkproof collect" in err
+
+
+def test_check_asks_what_it_should_read(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = said(capsys, "check")
+    assert code == 2 and "--quick" in err and "--from" in err
+
+
+def test_this_machine_is_read_in_time_and_a_capture_of_it_says_the_same(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_planted0123456789abcdef")
+    monkeypatch.setenv("NCCL_P2P_LEVEL", "SYS")
+    file = tmp_path / "this.tar.gz"
+    code, live, _ = said(capsys, "check", "--quick", "--format", "json")
+    assert said(capsys, "collect", "-o", str(file))[0] == 0
+    again, replayed, _ = said(capsys, "check", "--from", str(file), "--format", "json")
+    assert (again, json.loads(replayed)["risks"]) == (code, json.loads(live)["risks"])
+    assert json.loads(replayed)["paths"] == json.loads(live)["paths"]
+    with tarfile.open(file) as tar:
+        texts = b"".join((tar.extractfile(m) or pytest.fail(m.name)).read() for m in tar if m.isfile())
+    assert b"hf_planted" not in texts and b"NCCL_P2P_LEVEL=SYS" in texts
+    host = os.uname().nodename.encode()
+    assert len(host) < 3 or host == b"localhost" or host not in texts
+
+
+def test_a_capture_never_overwrites_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "x.tar.gz"
+    file.write_bytes(b"mine")
+    code, _, err = said(capsys, "collect", "-o", str(file))
+    assert code == 2 and file.read_bytes() == b"mine" and "x.tar.gz" in err
+
+
+def test_explain_takes_a_capture_among_other_texts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    log = tmp_path / "run.log"
+    log.write_text("RuntimeError: CUDA error: device-side assert triggered\n", encoding="utf-8")
+    file = tmp_path / "this.tar.gz"
+    said(capsys, "collect", "-o", str(file))
+    code, out, _ = said(capsys, "explain", str(file), str(log), "--format", "json")
+    assert code == 3 and {t["name"] for t in json.loads(out)["texts"]} >= {str(log)}
