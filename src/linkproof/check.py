@@ -61,6 +61,8 @@ def check(host: Host) -> Checked:
     unread = tuple(
         Unread(g.source.name, g.answer.why, g.source.needs_root) for g in evidence.texts if g.answer.data is None or g.answer.why
     )
+    if evidence.pci.why:
+        unread += (Unread("/sys/bus/pci/devices", evidence.pci.why),)
     if hidden := _hidden_ports(facts):
         unread += (Unread(hidden, "denied", True),)
     modes = {f.device: f.mode for f in facts if isinstance(f, Iommu) and f.device}

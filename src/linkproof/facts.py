@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from linkproof.collect.evidence import Evidence
-from linkproof.model import Fact, Iommu, Line, Platform, Source, Text, Unknown, Versions
+from linkproof.model import Event, Fact, Iommu, Line, Platform, Source, Text, Unknown, Versions
 from linkproof.parse import read
 from linkproof.parse.clean import clean
 from linkproof.parse.pci_facts import facts_of
 from linkproof.parse.pci_tree import PciTree, tree
+
+IOMMU_MAKERS = {"dmar": "intel", "ivhd": "amd", "smmu": "arm"}
 
 
 def _iommu_without_groups(evidence: Evidence, pci: PciTree, facts: list[Fact]) -> list[Fact]:
@@ -41,6 +43,10 @@ def facts_from(evidence: Evidence) -> tuple[list[Fact], PciTree]:
     pci = tree(evidence.pci.functions, evidence.pci.why)
     facts.extend(facts_of(pci, evidence.group_types))
     facts.extend(_iommu_without_groups(evidence, pci, facts))
+    for name in evidence.iommus or ():
+        maker = next((m for start, m in IOMMU_MAKERS.items() if name.startswith(start)), "")
+        facts.append(Event(source=Source("/sys/class/iommu", 0, name), kind="iommu_enabled", value=maker))
+        break
     if evidence.versions:
         where = Source("installed packages", 0, ", ".join(f"{k} {v}" for k, v in evidence.versions.items())[:300])
         nccl = next((v for k, v in evidence.versions.items() if k.startswith("nvidia-nccl")), "")

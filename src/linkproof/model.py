@@ -452,6 +452,7 @@ EVENT_KINDS: dict[str, str] = {
     "uvm_hmm": "heterogeneous memory management of nvidia_uvm; value: on or off",
     "numa_policy_denied": "a memory-policy or mbind call is refused in the container",
     "cpu_missing": "CPUs are offline or could not be brought up; value: which",
+    "payload_mismatch": "ports on one path have different MaxPayload; value: them",
     "pcie_replays": "a card counts many replayed PCIe packets; value: device and count",
     "fabric_ready": "NVML says that the fabric state of a card is completed; value: device and state",
     "gpu_vm_fault": "an AMD GPU's own page tables faulted (not the IOMMU); value: device",

@@ -239,3 +239,17 @@ def test_a_hung_source_costs_its_deadline_and_no_other_answer(tree: Path) -> Non
     assert (by_name["nvidia-smi"].why, by_name["nvidia-smi"].text, by_name["dmesg"].text) == ("timeout", "cut", "fine")
     assert [got.source for got in evidence.texts] == list(SOURCES)
     assert stat.S_ISDIR((tree / "sys").stat().st_mode)
+
+
+def test_the_users_nccl_file_is_found_where_nccl_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from linkproof.collect.host import USER_CONF, Live
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NCCL_CONF_FILE", raising=False)
+    assert Live("/").file(USER_CONF).why == "absent"
+    (tmp_path / ".nccl.conf").write_text("NCCL_P2P_DISABLE=1\n", encoding="utf-8")
+    assert Live("/").file(USER_CONF).text == "NCCL_P2P_DISABLE=1\n"
+    (tmp_path / "other.conf").write_text("NCCL_ALGO=Ring\n", encoding="utf-8")
+    monkeypatch.setenv("NCCL_CONF_FILE", str(tmp_path / "other.conf"))
+    assert Live("/").file(USER_CONF).text == "NCCL_ALGO=Ring\n"
+    assert Live(str(tmp_path)).file(USER_CONF).why == "absent", "another machine's tree has no environment"

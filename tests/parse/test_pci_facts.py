@@ -99,3 +99,36 @@ def test_a_narrow_uplink_of_a_switch_is_a_narrow_way() -> None:
     m = DRAWN["switches-acs-on"]()
     m.files["/sys/bus/pci/devices/0000:11:00.0/current_link_width"] = b"4\n"
     assert [f.value for f in facts(m) if isinstance(f, Event)] == ["0000:11:00.0 x4 of x16"]
+
+
+def _express(payload_code: int) -> bytes:
+    """256 bytes of a function whose PCI Express capability at 0x40 sets this MaxPayload."""
+    config = bytearray(256)
+    config[0:2], config[6], config[0x34], config[0x40] = b"\xde\x10", 0x10, 0x40, 0x10
+    config[0x48] = payload_code << 5
+    return bytes(config)
+
+
+def test_the_payload_size_is_read_from_device_control() -> None:
+    from linkproof.parse.pci_config import decode
+
+    sizes = [config.max_payload_B for code in (0, 1, 2, 5, 6) if (config := decode(_express(code))) is not None]
+    assert sizes == [128, 256, 512, 4096, None], "6 and 7 are reserved"
+
+
+def test_ports_of_one_path_with_different_payload_sizes_are_told_once() -> None:
+    from linkproof.parse.pci_facts import _payloads
+    from linkproof.parse.pci_tree import PciFunction, PciTree
+    from linkproof.parse.topology import Path
+
+    def tree_of(*sizes: int | None) -> PciTree:
+        functions = {
+            f"0000:0{i}:00.0": PciFunction(f"0000:0{i}:00.0", "pci0000:00", (), 0x030200, 0x10DE, 1, max_payload_B=s)
+            for i, s in enumerate(sizes)
+        }
+        return PciTree(functions)
+
+    way = Path("0000:00:00.0", "0000:01:00.0", "PIX", "PIX", (), (), "")
+    assert [f.kind for f in _payloads(tree_of(256, 512), [way, way])] == ["payload_mismatch"]  # type: ignore[attr-defined]
+    assert list(_payloads(tree_of(256, 256), [way])) == []
+    assert list(_payloads(tree_of(256, None), [way])) == [], "unreadable is no mismatch"

@@ -31,6 +31,16 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
             yield pro(0.5, "corrected PCIe errors were logged: the link repeats packets", corrected)
     if narrow := f.event("link_downgraded"):
         yield pro(1.5, "a link runs below its width: {value}", narrow, value=narrow.value, stands=True)
+    if payload := f.event("payload_mismatch"):
+        yield pro(
+            2.0,
+            "ports on one path are set to different payload sizes ({value}): larger packets are malformed there",
+            payload,
+            value=payload.value,
+            stands=True,
+        )
+    if replays := f.event("pcie_replays"):
+        yield pro(1.0, "a card had to repeat many packets ({value})", replays, value=replays.value)
     if (pairs := f.pattern("only_some_pairs")) and f.setting("p2p_off", "cured"):
         yield pro(1.2, "one pair fails, and only over its direct path", pairs)
     if moved := f.setting("swap_card", "cured", "changed"):

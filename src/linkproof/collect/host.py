@@ -22,6 +22,7 @@ from linkproof.collect.mask import environment
 FILE_MAX_B = 8 * 1024 * 1024
 NAMES_MAX = 200_000
 NVML = ("linkproof-nvml",)
+USER_CONF = "nccl.conf:user"  # $NCCL_CONF_FILE, or ~/.nccl.conf
 OUTSIDE = "leads out of the root"
 PACKAGES = (
     "torch", "transformers", "accelerate", "vllm", "sglang", "deepspeed", "nvidia-nccl-cu11", "nvidia-nccl-cu12", "nvidia-nccl-cu13", "triton",
@@ -76,9 +77,13 @@ class Live:
         self._real = os.path.realpath(self.root) if self.root else ""
 
     def file(self, path: str) -> Answer:
-        """A file, or one of two things that are no files: `env:` (allowed variables of this process), `packages:` (versions that it would load)."""
+        """A file, or what is no file: `env:` (allowed variables of this process), `packages:` (versions that it would load); `USER_CONF`."""
         if path in ("env:", "packages:"):
             return self._own(path)
+        if path == USER_CONF:  # as NCCL looks for it
+            path = "" if self.root else os.environ.get("NCCL_CONF_FILE") or os.path.expanduser("~/.nccl.conf")  # noqa: PTH111
+            if not path:
+                return Answer(None, "absent")
         try:
             self._inside(path)
             data = _read(self.root + path)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from linkproof.collect.host import NVML, Answer
+from linkproof.collect.host import NVML, USER_CONF, Answer
 
 
 class Source(NamedTuple):
@@ -43,6 +43,7 @@ SOURCES: tuple[Source, ...] = (
     Source("/proc/driver/nvidia/params", "/proc/driver/nvidia/params"),
     Source("/sys/module/nvidia_uvm/parameters/uvm_disable_hmm", "/sys/module/nvidia_uvm/parameters/uvm_disable_hmm", bare=True),
     Source("/etc/nccl.conf", "/etc/nccl.conf"),
+    Source("~/.nccl.conf", USER_CONF),
     Source("/sys/kernel/security/lockdown", "/sys/kernel/security/lockdown", bare=True),
     Source("/proc/mounts", "/proc/mounts"),
     Source("ibv_devinfo", ("ibv_devinfo",)),

@@ -110,8 +110,8 @@ _MOST = 8
 
 def notes(reading: Reading) -> list[Note]:
     """At most `_MOST`, each text once."""
-    out: dict[str, Note] = {}
+    out: dict[tuple[str, str], Note] = {}
     for rule in _RULES:
         for note in rule(reading):
-            out.setdefault(note.text, note)
+            out.setdefault((note.text, str(sorted(note.args.items()))), note)
     return list(out.values())[:_MOST]

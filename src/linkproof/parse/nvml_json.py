@@ -22,6 +22,7 @@ ANCHORS = ('"gpus": [', '"error": "')
 KEEP = (0, 0)
 NAME = "NVML"
 MIB = 1 << 20
+MANY_REPLAYS = 100  # as for `nvidia-smi -q`: single ones happen on good links
 
 
 _LOST = ("gpu is lost", "fallen off the bus")
@@ -109,6 +110,9 @@ def _card(g: dict[str, Any], at: Callable[[str], Source]) -> Iterator[Fact]:
         yield Gpu(source=at(words), fact="ecc_errors", value=str(g.get("ecc_uncorrected", 0)))
     if g.get("mig") == 1:
         yield Gpu(source=at(f"{who}: MIG on"), fact="mig")
+    replays = g.get("pcie_replays")
+    if isinstance(replays, int) and replays >= MANY_REPLAYS:
+        yield Event(source=at(f"{who}: {replays} replays"), kind="pcie_replays", value=f"{who}: {replays}")
     yield from _links(_dict(g.get("nvlinks")), who, at)
     fabric = _dict(g.get("fabric"))
     if fabric.get("state") in (1, 2) or (fabric.get("state") == 3 and fabric.get("status")):

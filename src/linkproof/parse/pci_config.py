@@ -27,6 +27,7 @@ class Config(NamedTuple):
     subordinate: int | None
     extended: bool
     acs: int | None
+    max_payload_B: int | None = None  # as set in Device Control
 
 
 def dwords_acs(vendor: int, device: int) -> bool:
@@ -59,6 +60,17 @@ def _kind(config: bytes) -> str:
     return ""
 
 
+def _payload_B(config: bytes) -> int | None:
+    at, visited = config[0x34] & 0xFC if _u16(config, 0x06) & 0x10 else 0, set[int]()
+    while 0x40 <= at < len(config) - 10 and at not in visited:
+        visited.add(at)
+        if config[at] == _CAP_EXPRESS:
+            power = _u16(config, at + 8) >> 5 & 0x7
+            return 128 << power if power <= 5 else None
+        at = config[at + 1] & 0xFC
+    return None
+
+
 def _acs(config: bytes) -> int | None:
     at, visited = 0x100, set[int]()
     while 0x100 <= at <= len(config) - 8 and at not in visited:
@@ -85,4 +97,5 @@ def decode(config: bytes) -> Config | None:
         subordinate=config[0x1A] if bridge else None,
         extended=extended,
         acs=_acs(config) if extended and not dwords_acs(_u16(config, 0), _u16(config, 2)) else None,
+        max_payload_B=_payload_B(config) if len(config) >= 256 else None,
     )

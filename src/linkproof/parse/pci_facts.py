@@ -74,10 +74,20 @@ def _links(tree: PciTree, found: list[Path]) -> Iterator[Fact]:
             yield KernelLog(source=_at(f, "aer_dev_fatal", f"{bdf}: {total} since boot"), fact="aer_fatal", device=bdf, value=total)
 
 
+def _payloads(tree: PciTree, found: list[Path]) -> Iterator[Fact]:
+    """A packet larger than one port on its way takes is malformed there: all on a path must be set alike."""
+    for p in found:
+        set_B = {b: f.max_payload_B for b in (p.a, *p.ports, p.b) if (f := tree.functions.get(b)) is not None and f.max_payload_B}
+        if len(set(set_B.values())) > 1:
+            words = ", ".join(f"{b} {size} B" for b, size in set_B.items())
+            yield Event(source=_at(tree.functions[p.a], "config", f"{p.a} -> {p.b}: {words}"), kind="payload_mismatch", value=words)
+            return
+
+
 def facts_of(tree: PciTree, group_types: Mapping[str, str]) -> list[Fact]:
     """All facts. group_types: IOMMU group -> its type as printed; an absent group has no type."""
     found = paths_of_interest(tree)
-    facts = [*_acs(tree, found), *_links(tree, found)]
+    facts = [*_acs(tree, found), *_links(tree, found), *_payloads(tree, found)]
     for gpu in tree.gpus:
         kind = group_types.get(gpu.iommu_group, "")
         if gpu.iommu_group and kind:

@@ -62,6 +62,7 @@ class PciFunction(Struct):
     bars_B: tuple[int, ...] = ()
     aer: dict[str, int] = field(default_factory=dict)
     vfs: int = 0
+    max_payload_B: int | None = None
     vf_of: str = ""  # the function that lends this one to guests
 
     @property
@@ -213,6 +214,7 @@ def _one(raw: Raw) -> PciFunction:
         bars_B=_bars(raw.texts.get("resource", "")),
         aer=_aer(raw.texts),
         vfs=_number(raw.texts.get("sriov_numvfs", "")) or 0,
+        max_payload_B=config.max_payload_B if config else None,
         vf_of=raw.vf_of,
     )
 
