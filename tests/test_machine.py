@@ -73,6 +73,31 @@ def test_the_xml_is_xml_with_every_gpu_once(capsys: pytest.CaptureFixture[str]) 
     assert code == 0 and len(buses) == len(set(buses)) == 8
 
 
+def test_a_bus_that_nobody_could_read_is_not_called_clean(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The driver still names the GPU; the devices under /sys are hidden, as some containers do it."""
+    manifest = json.loads((EVIDENCE / "h200-in-a-vm" / "manifest.json").read_bytes())
+    manifest["entries"] = [e for e in manifest["entries"] if "/sys/bus/pci/devices" not in e["key"]]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    code, out, _ = said(capsys, "check", "--from", str(tmp_path))
+    assert code == 3 and out.startswith("Cannot tell: the PCI devices could not be read") and "1 x NVIDIA H200" in out
+    assert said(capsys, "check", "--from", H200)[1].startswith("Nothing speaks against this machine")
+
+
+def test_a_variable_that_nobody_reads_is_told_and_a_right_one_is_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NCCL_P2P_DISABL", "1")
+    assert "NCCL_P2P_DISABL is no variable that NCCL knows" in said(capsys, "check", "--quick")[1]
+    monkeypatch.delenv("NCCL_P2P_DISABL")
+    monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
+    assert "no variable that NCCL knows" not in said(capsys, "check", "--quick")[1]
+
+
+def test_no_engine_is_called_at_risk_from_a_cause_that_does_not_lead(capsys: pytest.CaptureFixture[str]) -> None:
+    report = json.loads(said(capsys, "check", "--from", H200, "--format", "json")[1])["report"]
+    assert report["causes"][0]["confidence"] < 0.1 and report["consumers"] == {}
+
+
 def test_no_gpu_is_said_and_is_not_health(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"capture": 1, "tool": "t", "time": "", "entries": []}', encoding="utf-8")
     code, out, _ = said(capsys, "check", "--from", str(tmp_path))

@@ -11,6 +11,7 @@ from msgspec import Struct
 from linkproof.causes.reading import Reading
 from linkproof.collect.evidence import read_evidence
 from linkproof.collect.host import Host
+from linkproof.collect.pci import DEVICES
 from linkproof.diagnose.weigh import concluded, weigh_all
 from linkproof.facts import facts_from
 from linkproof.model import Acs, Diagnosis, Fact, Iommu, Weighed
@@ -62,7 +63,7 @@ def check(host: Host) -> Checked:
         Unread(g.source.name, g.answer.why, g.source.needs_root) for g in evidence.texts if g.answer.data is None or g.answer.why
     )
     if evidence.pci.why:
-        unread += (Unread("/sys/bus/pci/devices", evidence.pci.why),)
+        unread += (Unread(DEVICES, evidence.pci.why),)
     if hidden := _hidden_ports(facts):
         unread += (Unread(hidden, "denied", True),)
     modes = {f.device: f.mode for f in facts if isinstance(f, Iommu) and f.device}

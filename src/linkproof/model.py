@@ -492,6 +492,9 @@ class NotChecked(Struct, frozen=True):
     do: str = ""  # a command, or "" if the text says it
 
 
+LEADS = 0.1  # confidence below which no cause is called the leading one, and no engine is said to be at risk from it
+
+
 class Weighed(Struct, frozen=True):
     """One cause after weighing. score in nats; confidence 0..1 over all causes and `something else`."""
 

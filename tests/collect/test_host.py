@@ -253,3 +253,19 @@ def test_the_users_nccl_file_is_found_where_nccl_looks(tmp_path: Path, monkeypat
     monkeypatch.setenv("NCCL_CONF_FILE", str(tmp_path / "other.conf"))
     assert Live("/").file(USER_CONF).text == "NCCL_ALGO=Ring\n"
     assert Live(str(tmp_path)).file(USER_CONF).why == "absent", "another machine's tree has no environment"
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (Answer(b"dmesg: read kernel buffer failed: Operation not permitted\n", code=1), "denied"),
+        (Answer(b"dmesg: klogctl: Operation not permitted\n" + b"[    0.1] a line of the kernel\n" * 50, code=1), ""),
+        (Answer(b"[    1.2] app: open: Permission denied\n", code=0), ""),
+        (Answer(b"[    1.2] a line of the kernel\n", code=0), ""),
+    ],
+)
+def test_a_command_that_prints_only_its_refusal_is_denied_and_a_log_that_speaks_of_one_is_not(answer: Answer, why: str) -> None:
+    machine = DRAWN["switches-acs-on"]()
+    machine.commands[("dmesg",)] = answer
+    got = next(g.answer for g in read_evidence(machine).texts if g.source.name == "dmesg")
+    assert got.why == why and (got.data is None) is bool(why)

@@ -13,6 +13,9 @@ from linkproof.collect.host import Answer, Host, Recorded
 from linkproof.collect.pci import RawPci, read_pci
 from linkproof.collect.sources import SOURCES, Got, Source
 
+REFUSED = (b"Operation not permitted", b"Permission denied", b"Insufficient Permissions")
+REFUSAL_MAX_B = 300  # a refusal is a line or two; a log that speaks of one is longer
+
 GROUPS = "/sys/kernel/iommu_groups"
 
 
@@ -53,7 +56,14 @@ def read_evidence(host: Host) -> Evidence:
 
 
 def _one(host: Host, source: Source) -> Answer:
-    return host.file(source.what) if isinstance(source.what, str) else host.run(source.what, source.deadline_s)
+    """A command that failed and printed only that it may not (`dmesg` of an ordinary user) gave nothing: it is denied, not read."""
+    if isinstance(source.what, str):
+        return host.file(source.what)
+    answer = host.run(source.what, source.deadline_s)
+    said = answer.data or b""
+    if answer.code and len(said) <= REFUSAL_MAX_B and any(words in said for words in REFUSED):
+        return Answer(None, "denied", answer.code, answer.took_s)
+    return answer
 
 
 def _versions(host: Host) -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from linkproof.causes.reading import Reading
 from linkproof.diagnose import notes_machine
-from linkproof.model import Acs, Copy, DeviceAssert, Fact, ModelRun, NcclInit, NcclPath, Note, PeerAccess, Setting, Versions
+from linkproof.model import Acs, Copy, DeviceAssert, Fact, Iommu, ModelRun, NcclInit, NcclPath, Note, PeerAccess, Setting, Versions
 
 
 def _note(text: str, fact: Fact, **args: str) -> Note:
@@ -59,7 +59,8 @@ def _proof(f: Reading) -> Iterator[Note]:
         yield _note("isAllDirectP2p is a plan, not a measurement", direct)
     if (first := f.first(Copy, pairs="first")) and first.result == "ok":
         yield _note("simpleP2P tests the first pair of GPUs only, and never checks what a peer wrote", first)
-    if default := f.event("iommu_default_translated"):
+    known = any(i.mode != "unknown" for i in f.all(Iommu))
+    if not known and (default := f.event("iommu_default_translated")):
         yield _note("`Default domain type: Translated` is printed without any IOMMU too; the group's type is the fact", default)
     harmless = next((a for a in f.all(Acs, redirect="off") if "SrcValid+" in a.bits), None)
     if harmless:

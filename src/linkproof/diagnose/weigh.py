@@ -10,7 +10,7 @@ from linkproof.causes.reading import Reading
 from linkproof.diagnose.consumers import consumers
 from linkproof.diagnose.notes import notes
 from linkproof.diagnose.questions import next_steps
-from linkproof.model import Collective, Copy, Diagnosis, Fact, ModelRun, NotChecked, Sign, Stage, Weighed
+from linkproof.model import LEADS, Collective, Copy, Diagnosis, Fact, ModelRun, NotChecked, Sign, Stage, Weighed
 
 SURE = 0.5  # from here on a cause is called likely, and the verdict is `faulty`
 CONFIRMED = 0.9
@@ -143,7 +143,7 @@ def concluded(
         next=tuple(next_steps(reading, weighed, TEMPERATURE, ELSE)) if ask and verdict != "healthy" else (),
         not_checked=tuple(n for cid in wanted for n in unknown[cid]),
         notes=tuple(notes(reading)),
-        consumers=consumers(top) if verdict != "healthy" else {},
+        consumers=consumers(top) if top is not None and verdict != "healthy" and top.confidence >= LEADS else {},
         facts=reading.facts,
         texts=tuple(texts),
     )

@@ -20,9 +20,9 @@ from linkproof.parse.pci_tree import PciTree
 from linkproof.parse.topology import pairs
 from linkproof.report.contract import CauseSaid, Report, cause_said, report_of
 from linkproof.report.layout import Piece, Row, wrapped
-from linkproof.report.machine_words import Unread, headline, unread_words
+from linkproof.report.machine_words import PCI_DEVICES, Unread, headline, unread_words
 from linkproof.report.say import Teller
-from linkproof.report.text import Sheet, sections
+from linkproof.report.text import Sheet, noted, sections
 from linkproof.report.topo import why_words
 
 
@@ -114,8 +114,9 @@ def as_json(said: MachineReport) -> str:
 def text(said: MachineReport, lang: str, width: int = 100, say_all: bool = False) -> list[Row]:
     """Verdict, risks with what stands and what to do, then the diagnosis if there is one, then what was not read."""
     t = Teller(lang)
+    pci = all(u.name != PCI_DEVICES for u in said.unread)
     rows: list[Row] = wrapped(
-        [Piece(headline(said.verdict, len(said.risks), bool(said.gpus), t), "bad" if said.verdict == "faulty" else "open")], width
+        [Piece(headline(said.verdict, len(said.risks), bool(said.gpus), pci, t), "bad" if said.verdict == "faulty" else "open")], width
     )
     about = ", ".join([*said.gpus, *(f"{k} {v}" for k, v in said.versions.items())])
     rows += wrapped([Piece(about or t("no GPU was found"), "quiet")], width, 2)
@@ -134,6 +135,8 @@ def text(said: MachineReport, lang: str, width: int = 100, say_all: bool = False
             sheet.item(words, "→", indent=4)
     if said.verdict == "faulty":
         sections(sheet, said.report)
+    else:
+        noted(sheet, said.report)
     unread = unread_words(said.unread, t)
     if unread:
         sheet.head(t("Not read"))

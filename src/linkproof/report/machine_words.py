@@ -7,6 +7,8 @@ from typing import Protocol
 
 from linkproof.report.say import Teller
 
+PCI_DEVICES = "/sys/bus/pci/devices"  # as `check` names it among what was not read
+
 
 class Unread(Protocol):
     @property
@@ -17,13 +19,16 @@ class Unread(Protocol):
     def needs_root(self) -> bool: ...
 
 
-def headline(verdict: str, risks: int, gpus: bool, t: Teller) -> str:
+def headline(verdict: str, risks: int, gpus: bool, pci: bool, t: Teller) -> str:
+    """pci: whether the PCI devices could be read; silence about a bus nobody saw is not "nothing speaks against it"."""
     if verdict == "faulty":
         return t("A fault shows on this machine")
     if risks == 1:
         return t("No failure shows; one risk stands")
     if risks:
         return t("No failure shows; {n} risks stand", n=risks)
+    if not pci:
+        return t("Cannot tell: the PCI devices could not be read, and no data went between GPUs")
     if not gpus:
         return t("Cannot tell: no GPU was found here")
     return t("Nothing speaks against this machine, and nothing was measured: no data went between GPUs")
@@ -38,7 +43,7 @@ def unread_words(unread: Sequence[Unread], t: Teller) -> list[str]:
     old = sorted({u.name.split(" ")[0] for u in unread if u.why == "not recorded"})
     out = []
     if root:
-        out.append(t("{names}: not allowed; run again as root", names=", ".join(root)))
+        out.append(t("{names}: not allowed; run again as root, from a container on its host", names=", ".join(root)))
     if late:
         out.append(t("{names}: no answer in time", names=", ".join(late)))
     out += failed

@@ -100,7 +100,7 @@ def sections(sheet: Sheet, report: Report) -> None:
     _others(sheet, live[1:] if top else live, top)
     _ruled_out(sheet, [c for c in report.causes if c.state == "ruled_out"])
     _next(sheet, report)
-    _notes(sheet, report)
+    noted(sheet, report)
     _unchecked(sheet, report)
 
 
@@ -234,7 +234,7 @@ def _next(sheet: Sheet, report: Report) -> None:
     sheet.more(len(report.next) - len(shown))
 
 
-def _notes(sheet: Sheet, report: Report) -> None:
+def noted(sheet: Sheet, report: Report) -> None:
     if report.notes:
         sheet.head(sheet.t("Worth knowing"))
         for note in report.notes:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from linkproof.model import LEADS
 from linkproof.report.contract import CauseSaid, ConsumerSaid, Report, SignSaid
 from linkproof.report.layout import Piece
 from linkproof.report.say import Teller
 
-LEADS = 0.1  # below this no cause is called the leading one
 STRONG, VERY_STRONG = 1.6, 3.5  # nats: five to one, thirty to one
 
 
