@@ -11,10 +11,9 @@ from msgspec import Struct
 from linkproof.causes.reading import Reading
 from linkproof.collect.evidence import read_evidence
 from linkproof.collect.host import Host
-from linkproof.collect.pci import DEVICES
 from linkproof.diagnose.weigh import concluded, weigh_all
 from linkproof.facts import facts_from
-from linkproof.model import Acs, Diagnosis, Fact, Iommu, Weighed
+from linkproof.model import PCI_DEVICES, Acs, Diagnosis, Fact, Iommu, Weighed
 from linkproof.model import Host as HostFact
 from linkproof.parse.pci_tree import PciTree
 
@@ -63,7 +62,7 @@ def check(host: Host) -> Checked:
         Unread(g.source.name, g.answer.why, g.source.needs_root) for g in evidence.texts if g.answer.data is None or g.answer.why
     )
     if evidence.pci.why:
-        unread += (Unread(DEVICES, evidence.pci.why),)
+        unread += (Unread(PCI_DEVICES, evidence.pci.why),)
     if hidden := _hidden_ports(facts):
         unread += (Unread(hidden, "denied", True),)
     modes = {f.device: f.mode for f in facts if isinstance(f, Iommu) and f.device}

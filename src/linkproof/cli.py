@@ -180,7 +180,7 @@ def _run(argv: Sequence[str], lang: str) -> int:
     if options.command in ("check", "topo", "collect"):
         from linkproof.machine import run
 
-        return run(options, lang, _print, WIDEST)
+        return run(options, lang, _print, _width())
     parser.print_help(sys.stderr)
     return USAGE
 

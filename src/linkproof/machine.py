@@ -36,7 +36,7 @@ def _host(capture: str | None) -> Host:
     return Recorded(unpack(data, capture))
 
 
-def run(options: Namespace, lang: str, show: Callable[[str | Iterable[Row]], None], widest: int) -> int:
+def run(options: Namespace, lang: str, show: Callable[[str | Iterable[Row]], None], width: int) -> int:
     if options.command == "collect":
         return _collect(options, lang, show)
     if options.command == "check" and options.capture is None and not options.quick:
@@ -52,20 +52,14 @@ def run(options: Namespace, lang: str, show: Callable[[str | Iterable[Row]], Non
     checked = check(_host(options.capture))
     if options.command == "topo":
         return _topo(checked, options, lang, show)
-    return _check(checked, options, lang, show, widest)
+    return _check(checked, options, lang, show, width)
 
 
-def _check(checked: Checked, options: Namespace, lang: str, show: Callable[[str | Iterable[Row]], None], widest: int) -> int:
-    import shutil
-
+def _check(checked: Checked, options: Namespace, lang: str, show: Callable[[str | Iterable[Row]], None], width: int) -> int:
     from linkproof.report.machine import as_json, machine_report, text
 
     said = machine_report(checked, lang)
-    show(
-        as_json(said)
-        if options.format == "json"
-        else text(said, lang, min(widest, shutil.get_terminal_size((widest, 24)).columns), options.all)
-    )
+    show(as_json(said) if options.format == "json" else text(said, lang, width, options.all))
     found = said.verdict == "faulty" or (bool(said.risks) and options.fail_on == "risk")
     return FINDING if found else HEALTHY if said.verdict == "healthy" else CANNOT_TELL
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from msgspec import Struct, field
 
+PCI_DEVICES = "/sys/bus/pci/devices"  # a source like a file; its absence is told by this name
+
 # ---------------------------------------------------------------- texts
 
 

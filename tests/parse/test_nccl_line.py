@@ -1,5 +1,6 @@
 from linkproof.model import Event, Line, Source, Text
-from linkproof.parse.nccl_line import distinct, framed, near, short_file, socket_state
+from linkproof.parse.nccl_line import framed, near, short_file, socket_state
+from linkproof.parse.rules import distinct
 
 
 def test_a_warn_line_gives_file_and_message_in_every_form_of_the_frame() -> None:

@@ -12,8 +12,8 @@ import re
 from msgspec import Struct, field
 
 from linkproof.collect.host import Host
+from linkproof.model import PCI_DEVICES
 
-DEVICES = "/sys/bus/pci/devices"
 # what a function of interest is asked for; absent files stay out of the answer
 FILES = (
     "vendor", "device", "subsystem_vendor", "subsystem_device", "revision", "numa_node", "current_link_speed", "current_link_width",
@@ -48,14 +48,14 @@ class RawPci(Struct):
 
 def read_pci(host: Host) -> RawPci:
     """All PCI functions of the host. Never raises; a file that cannot be read is in `refused` with the reason."""
-    listed = host.names(DEVICES)
+    listed = host.names(PCI_DEVICES)
     if listed.data is None:
         return RawPci([], listed.why)
     functions = []
     for bdf in listed.text.splitlines():
         if not _BDF.fullmatch(bdf):
             continue
-        base = f"{DEVICES}/{bdf}"
+        base = f"{PCI_DEVICES}/{bdf}"
         real = host.link(base)
         cls = host.file(f"{base}/class").text.strip().lower()
         function = RawFunction(bdf, real.text.partition("/sys/devices/")[2], cls)

@@ -14,12 +14,10 @@ Source:  vLLM 0.2 .. 0.33 and SGLang 0.2 .. 0.5.23 (custom_all_reduce.py, shm_br
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from linkproof.model import Event, Fact, Gpu, Line, Source, Text, Versions
-from linkproof.parse.rules import LINE_MAX, Match, Rule, anchors_of, run, rx, source
-
-_Make = Callable[[Match | None, Source, int | None], Fact | None]
+from linkproof.parse.rules import LINE_MAX, Make, Match, Rule, anchors_of, event, run, rx, source
 
 
 def _disabled(found: Match | None, where: Source, rank: int | None) -> Fact:
@@ -37,7 +35,7 @@ def _engine(found: Match | None, where: Source, rank: int | None) -> Fact | None
     return Versions(source=where, rank=rank, engine=f"{found[1].lower()} {found[2]}") if found else None
 
 
-def _named(engine: str) -> _Make:
+def _named(engine: str) -> Make:
     def make(found: Match | None, where: Source, rank: int | None) -> Fact | None:
         return Versions(source=where, rank=rank, engine=f"{engine} {found[1]}") if found else None
 
@@ -48,13 +46,6 @@ def _nccl(found: Match | None, where: Source, rank: int | None) -> Fact | None:
     return Versions(source=where, rank=rank, nccl=found[1]) if found else None
 
 
-def _valued(kind: str, value: str) -> _Make:
-    def make(found: Match | None, where: Source, rank: int | None) -> Fact:
-        return Event(source=where, rank=rank, kind=kind, value=value)
-
-    return make
-
-
 _TP = (
     r"(?:tensor[_-](?:model[_-])?parallel[_-]size|\btp[_-]size|\bmp_size|--tp|(?:^|\s)-tp|num[_-]shard)['\"]?"
     r"(?:\s?[=:]\s?|\s{1,4})['\"]?(?:Some\()?(\d{1,4})\b"
@@ -62,7 +53,7 @@ _TP = (
 _V = r"v?(\d{1,4}\.\d{1,4}[\w.+-]{0,40})"
 _AR_FILE = r"(?i)(?:custom|quick|vllm|trt_?llm)?_?all_?reduce\w{0,20}\.(?:cuh|cu|hip|h)(?::\d{1,6})?\W{1,4}'?([^'\n]{1,120})"
 
-_TABLE: tuple[tuple[str, str, str | _Make], ...] = (
+_TABLE: tuple[tuple[str, str, str | Make], ...] = (
     # versions
     ("LLM engine (v", r"LLM engine \(" + _V + r"\)", _named("vllm")),
     ("vLLM API server version", r"vLLM API server version " + _V, _named("vllm")),
@@ -89,9 +80,9 @@ _TABLE: tuple[tuple[str, str, str | _Make], ...] = (
     ("No available shared memory broadcast block", "", "shm_broadcast_wait"),
     ("No available block found in", r"No available block found in \d{1,4} second", "shm_broadcast_wait"),
     ("RPC call to", r"RPC call to (\w{1,60}) timed out", "engine_stalled"),
-    ("Engine iteration timed out", "", _valued("engine_stalled", "iteration")),
-    ("Watchdog timeout", r"Watchdog timeout \(", _valued("engine_stalled", "watchdog")),
-    ("Hang detected on rank", "", _valued("engine_stalled", "watchdog")),
+    ("Engine iteration timed out", "", event("engine_stalled", "iteration")),
+    ("Watchdog timeout", r"Watchdog timeout \(", event("engine_stalled", "watchdog")),
+    ("Hang detected on rank", "", event("engine_stalled", "watchdog")),
     ("died unexpectedly", r"(?:Worker proc|RayWorkerProc|ngine core proc) (\S{1,60}) died unexpectedly", "worker_died"),
     ("died, exit code", r"Worker VllmWorkerProcess pid (\d{1,8}) died", "worker_died"),
     ("EngineDeadError", "", "worker_died"),
@@ -112,13 +103,13 @@ _TABLE: tuple[tuple[str, str, str | _Make], ...] = (
     ("Executor worker initialization error", "", "engine_start_failed"),
     ("ShardCannotStart", r"^(?:\S+ )?Error: ShardCannotStart", "engine_start_failed"),
     # graphs
-    *((a, r"(?i)capturing (?:the model for )?cuda ?graphs?\b", _valued("graph_capture", "begin"))
+    *((a, r"(?i)capturing (?:the model for )?cuda ?graphs?\b", event("graph_capture", "begin"))
       for a in ("apturing CUDA graph", "apturing cudagraph", "apturing cuda graph", "apturing the model for")),
-    ("Capture cuda graph begin", "", _valued("graph_capture", "begin")),
-    ("Capture cuda graph failed", "", _valued("graph_capture", "failed")),
-    ("Profiling CUDA graph memory", "", _valued("graph_capture", "begin")),
-    ("Graph capturing finished", "", _valued("graph_capture", "finished")),
-    ("Capture cuda graph end", "", _valued("graph_capture", "finished")),
+    ("Capture cuda graph begin", "", event("graph_capture", "begin")),
+    ("Capture cuda graph failed", "", event("graph_capture", "failed")),
+    ("Profiling CUDA graph memory", "", event("graph_capture", "begin")),
+    ("Graph capturing finished", "", event("graph_capture", "finished")),
+    ("Capture cuda graph end", "", event("graph_capture", "finished")),
     # peers and kernels
     *((a, r"(?i)\b(?:enabling|enabled|using) (?:cuda )?peer(?:[ -]to[ -]peer)? (?:access|cop(?:y|ies))\b", "peer_copy_library")
       for a in ("eer access", "eer Access", "eer-to-peer", "eer cop", "eer to peer")),

@@ -11,10 +11,10 @@ Source:  torch 1.0 .. 2.15 (TensorIterator, Copy.cu, multiprocessing), Triton `l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from linkproof.model import Event, Fact, Source, Text
-from linkproof.parse.rules import LINE_MAX, Match, Rule, anchors_of, run, rx, source
+from linkproof.parse.rules import LINE_MAX, Match, Rule, anchors_of, distinct, event, run, rx, source
 
 _DEVICES = r"\b(?:cuda|hip|xpu|mps|meta):?\d{0,3}\b|\bcpu\b|\bGPU ?\d{1,3}\b"
 
@@ -30,10 +30,6 @@ def _two_devices(_found: Match | None, where: Source, rank: int | None) -> Fact:
 def _prob(_found: Match | None, where: Source, rank: int | None) -> Fact | None:
     """The CUDA form is an assertion and stands in device_assert."""
     return None if "Assertion" in where.text else Event(source=where, rank=rank, kind="prob_tensor")
-
-
-def _event(kind: str, value: str) -> Callable[[Match | None, Source, int | None], Fact | None]:
-    return lambda _found, where, rank: Event(source=where, rank=rank, kind=kind, value=value)
 
 
 _WRONG_DEVICE = (
@@ -75,12 +71,12 @@ RULES: tuple[Rule, ...] = (
     Rule("The NVIDIA Driver was not detected", "", "no_cuda_device"),
     # driver, its library, the runtime
     Rule("NVIDIA driver on your system is too old", r"too old(?: \(found version (\d{4,6})\))?", "driver_mismatch"),
-    Rule("couldn't communicate with the NVIDIA driver", "", _event("driver_mismatch", "nvidia-smi cannot reach the driver")),
+    Rule("couldn't communicate with the NVIDIA driver", "", event("driver_mismatch", "nvidia-smi cannot reach the driver")),
     Rule("river/library version mismatch", r"(?i)(driver/library version mismatch)", "driver_mismatch"),
-    Rule("NVML/RM version mismatch", "", _event("driver_mismatch", "NVML/RM version mismatch")),
-    Rule("NVMLError_LibRmVersionMismatch", "", _event("driver_mismatch", "NVML/RM version mismatch")),
-    Rule("nitialize NVML: Driver Not Loaded", "", _event("driver_mismatch", "driver not loaded")),
-    Rule("NVMLError_DriverNotLoaded", "", _event("driver_mismatch", "driver not loaded")),
+    Rule("NVML/RM version mismatch", "", event("driver_mismatch", "NVML/RM version mismatch")),
+    Rule("NVMLError_LibRmVersionMismatch", "", event("driver_mismatch", "NVML/RM version mismatch")),
+    Rule("nitialize NVML: Driver Not Loaded", "", event("driver_mismatch", "driver not loaded")),
+    Rule("NVMLError_DriverNotLoaded", "", event("driver_mismatch", "driver not loaded")),
     Rule("nitialize NVML: Unknown Error", "", "nvml_lost"),
     Rule("nitialize NVML: Insufficient Permissions", "", "nvml_lost"),
     Rule("NVMLError_Unknown", "", "nvml_lost"),
@@ -89,9 +85,9 @@ RULES: tuple[Rule, ...] = (
     Rule("This container was built for NVIDIA Driver Release", r"Driver Release ([\d.]+ or later, but version [\d.]+)", "driver_mismatch"),
     Rule("is not compatible with the current PyTorch installation", r"CUDA capability (sm_\d{2,3}\w?)", "driver_mismatch"),
     Rule("mismatches the version that was used to compile", r"detected CUDA version \((\d+\.\d+)\)", "driver_mismatch"),
-    Rule("CUDA Setup failed despite GPU being available", "", _event("driver_mismatch", "bitsandbytes: CUDA setup failed")),
+    Rule("CUDA Setup failed despite GPU being available", "", event("driver_mismatch", "bitsandbytes: CUDA setup failed")),
     Rule("Configured CUDA binary not found at", r"(libbitsandbytes_cuda\w{1,20})", "driver_mismatch"),
-    Rule("bitsandbytes was compiled without GPU support", "", _event("driver_mismatch", "bitsandbytes without GPU support")),
+    Rule("bitsandbytes was compiled without GPU support", "", event("driver_mismatch", "bitsandbytes without GPU support")),
     Rule("hipErrorNoBinaryForGpu", "", "hip_kernel_image"),
     # operations that met two dtypes
     Rule("to have the same dtype", "", "mixed_dtype_matmul"),
@@ -133,9 +129,4 @@ def _libraries(text: Text, hits: list[int]) -> Iterator[Fact]:
 
 
 def parse(text: Text, hits: list[int]) -> Iterator[Fact]:
-    seen: set[tuple[str, str, int | None]] = set()
-    for fact in (*run(RULES, text, hits), *_libraries(text, hits)):
-        key = (fact.kind, fact.value, fact.rank) if isinstance(fact, Event) else ("", "", None)
-        if key not in seen:
-            seen.add(key)
-            yield fact
+    yield from distinct((*run(RULES, text, hits), *_libraries(text, hits)), most=None)

@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from linkproof.model import Event, Fact, Iface, Source, Text
-from linkproof.parse.nccl_line import distinct
-from linkproof.parse.rules import LINE_MAX, Match, Rule, anchors_of, run, rx, source
+from linkproof.parse.rules import LINE_MAX, Match, Rule, anchors_of, distinct, run, rx, source
 
 _REMOTE = r"remote=\[([0-9A-Fa-f.:%\w]{2,64})\]"
 _CONNECT = r"(?:gloo|pair\.cc).*\bconnect(?:ing)? \[([0-9A-Fa-f.:%\w]{2,64})\]:\d{1,5}: (?:Connection refused|Connection timed out|No route|Network is unreach)"

@@ -11,10 +11,10 @@ Source:  coreutils df, util-linux lscpu and mount, bash ulimit, numactl, Docker 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from linkproof.model import Fact, Host, Setting, Source, Text
-from linkproof.parse.rules import LINE_MAX, Match, Rule, anchors_of, run, rx, source
+from linkproof.parse.rules import LINE_MAX, Make, Match, Rule, anchors_of, run, rx, source
 from linkproof.parse.settings import masked
 
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -22,7 +22,7 @@ _SIZE = r"(\d{1,15}(?:[.,]\d{1,3})?)\s?([kKmMgGtT]?)(?:i?[bB])?"
 _RUN = r"(?:^\s*|(?:docker|podman|nerdctl|singularity|apptainer)\b.*\s)"
 
 
-def _limit(fact: str) -> Callable[[Match | None, Source, int | None], Fact | None]:
+def _limit(fact: str) -> Make:
     def make(found: Match | None, where: Source, rank: int | None) -> Fact | None:
         return Host(source=where, rank=rank, fact=fact, value=str(found.group(1))) if found is not None else None
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from linkproof.model import Event, Fact, Input, Source, Text
-from linkproof.parse.rules import Match, Rule, anchors_of, run, rx
+from linkproof.parse.rules import Match, Rule, anchors_of, distinct, run, rx
 
 _N = r"(\d{1,12})"
 
@@ -89,9 +89,4 @@ KEEP = (0, 1)
 
 
 def parse(text: Text, hits: list[int]) -> Iterator[Fact]:
-    seen: set[tuple[str, str, int | None]] = set()
-    for fact in run(RULES, text, hits, most=100):
-        key = (fact.kind, fact.value, fact.rank) if isinstance(fact, Event) else ("", str(getattr(fact, "value", "")), fact.rank)
-        if key not in seen:
-            seen.add(key)
-            yield fact
+    yield from distinct(run(RULES, text, hits, most=100), most=None)

@@ -14,8 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from linkproof.model import Copy, Event, Fact, Gpu, Iommu, Line, Ranks, Seen, Source, Text, Versions
-from linkproof.parse.nccl_line import distinct
-from linkproof.parse.rules import LINE_MAX, rx, source
+from linkproof.parse.rules import LINE_MAX, distinct, rx, source
 
 _DIAG = r"\bNCCL DIAG (?:\[?(OK|INFO|WARN|ERROR)\]? )?(.*)"
 # By NVML's numbers: CUDA's may all be 0, where each process sees one card.

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from linkproof.model import Event, Fact, NcclWarn, Stage, Text
-from linkproof.parse.nccl_line import distinct, near
-from linkproof.parse.rules import LINE_MAX, rx, source
+from linkproof.parse.nccl_line import near
+from linkproof.parse.rules import LINE_MAX, distinct, rx, source
 
 _BY_NUMBER = {"1": "cuda", "2": "system", "3": "internal", "4": "argument", "5": "usage", "6": "remote"}
 # NCCL's alone: no other word is needed in the line.

@@ -9,12 +9,9 @@ Source:  NCCL `src/debug.cc`, releases 2.3.5 to 2.30.7; RCCL prints absolute pat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from msgspec.structs import astuple
-
-from linkproof.model import Event, Fact, Text
+from linkproof.model import Text
 from linkproof.parse.rules import LINE_MAX, rx
 
 FILE = r"[\w./+@-]+\.(?:cc|cpp|cu|h|hpp|hip)"
@@ -49,19 +46,6 @@ def near(text: Text, index: int, *words: str, before: int = 0, after: int = 0) -
     """Does one of these words stand in the line or in so many lines around it? The reach is the caller's constant, never open."""
     around = text.lines[max(0, index - before) : index + after + 1]
     return any(w in line.text for line in around for w in words)
-
-
-def distinct(facts: Iterable[Fact], *, most: int = 500) -> Iterator[Fact]:
-    """Each fact once, whatever the line that says it: 8 ranks x 24 channels print the same thing. Of one kind at most so many."""
-    seen: set[object] = set()
-    made: dict[tuple[type[Fact], str], int] = {}
-    for fact in facts:
-        key = (type(fact), *astuple(fact)[1:])
-        kind = (type(fact), fact.kind if isinstance(fact, Event) else "")
-        if key not in seen and made.get(kind, 0) < most:
-            seen.add(key)
-            made[kind] = made.get(kind, 0) + 1
-            yield fact
 
 
 def socket_state(words: str) -> str:

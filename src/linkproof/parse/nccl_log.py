@@ -12,12 +12,11 @@ Source:  NCCL `src/init.cc`, `src/transport/*.cc`, `src/graph/paths.cc`, `src/gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 
 from linkproof.model import Event, Fact, Iface, NcclInit, NcclPath, Seen, Setting, Source, Text, Topo, Versions
-from linkproof.parse.nccl_line import distinct
-from linkproof.parse.rules import LINE_MAX, Match, Rule, anchors_of, run, rx, source
+from linkproof.parse.rules import LINE_MAX, Match, Rule, anchors_of, distinct, joined, run, rx, source
 
 _VIA = (
     r"(?:Ring|Channel) \d{1,4}(?:/\d{1,4})? ?: (\d{1,6})(?:\[[0-9a-fA-F]{1,16}\])? -> (\d{1,6})(?:\[[0-9a-fA-F]{1,16}\])? "
@@ -30,9 +29,6 @@ _GRAPH = r"Pattern \d{1,2}, crossNic \d, nChannels \d{1,3}, (?:speed|bw) [\d./]{
 _MINE = r"\bNCCL (?:INFO|WARN|TRACE) |^[NR]CCL version|\b(?:Ring|Channel) \d{1,4}(?:/\d{1,4})? ?: \d.* via "
 # NCCL's words for a path (`topoPathTypeStr`) -> those of nvidia-smi. LOC is one GPU, NET is no path inside a host.
 PATHS = {"NVL": "NV", "NVB": "NV", "C2C": "NV", "PIX": "PIX", "PXB": "PXB", "PXN": "PXB", "P2C": "PXB", "PHB": "PHB", "SYS": "SYS"}
-
-
-_Make = Callable[[Match | None, Source, int | None], Fact | None]
 
 
 def nccl_version(words: str) -> str:
@@ -86,14 +82,6 @@ def _all_direct(m: Match | None, where: Source, rank: int | None) -> Fact | None
     return Event(source=where, rank=rank, kind="nccl_check_p2p", value=m.group(1))
 
 
-def _pair(kind: str) -> _Make:
-    def make(m: Match | None, where: Source, rank: int | None) -> Fact | None:
-        value = f"{m.group(1)}-{m.group(2)}" if m is not None and m.group(1) and m.group(2) else ""
-        return Event(source=where, rank=rank, kind=kind, value=value)
-
-    return make
-
-
 def _nvls_channels(m: Match | None, where: Source, rank: int | None) -> Fact | None:
     return Event(source=where, rank=rank, kind="nvls_used") if m is not None and m.group(1).strip("0") else None
 
@@ -124,10 +112,10 @@ RULES = (
     Rule(" via ", _VIA, _path),
     Rule("isAllDirectP2p", r"isAllDirectP2p ([01])\b", _all_direct),
     Rule("intraNodeP2pSupport", r"intraNodeP2pSupport ([01])\b", _all_direct),
-    Rule("P2P is disabled between connected GPUs", r"GPUs (\d{1,4}) and (\d{1,4})", _pair("nccl_p2p_disabled_driver")),
-    Rule("P2P is disabled between NVLINK", r"GPUs (\d{1,4}) and (\d{1,4})", _pair("nccl_p2p_nvlink_disabled")),
-    Rule("Could not enable P2P between", _DEV, _pair("nccl_peer_not_possible")),
-    Rule("peer query failed between", _DEV, _pair("nccl_peer_query_failed")),
+    Rule("P2P is disabled between connected GPUs", r"GPUs (\d{1,4}) and (\d{1,4})", joined("nccl_p2p_disabled_driver", 1, 2)),
+    Rule("P2P is disabled between NVLINK", r"GPUs (\d{1,4}) and (\d{1,4})", joined("nccl_p2p_nvlink_disabled", 1, 2)),
+    Rule("Could not enable P2P between", _DEV, joined("nccl_peer_not_possible", 1, 2)),
+    Rule("peer query failed between", _DEV, joined("nccl_peer_query_failed", 1, 2)),
     Rule("Legacy IPC not supported", "", "nccl_legacy_ipc"),
     Rule("cuMem host allocations do not appear to be working", "", "cumem_host_failed"),
     Rule("NVLS multicast support", r"NVLS multicast support is available", "nvls_available"),

@@ -13,14 +13,12 @@ Source:  NCCL `src/os/linux.cc`, `src/misc/shmutils.cc`, `src/misc/socket.cc`, `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from linkproof.model import Event, Fact, NcclWarn, Ranks, Source, Stage, Text
 from linkproof.parse.cuda_codes import CODES
-from linkproof.parse.nccl_line import FILE, TRACE, distinct, framed, near, short_file, socket_state
-from linkproof.parse.rules import LINE_MAX, Match, Rule, anchors_of, run, rx, source
-
-_Make = Callable[[Match | None, Source, int | None], Fact | None]
+from linkproof.parse.nccl_line import FILE, TRACE, framed, near, short_file, socket_state
+from linkproof.parse.rules import LINE_MAX, Match, Rule, anchors_of, distinct, event, joined, run, rx, source
 
 _CUDA = (
     rf"(?:({FILE}):\d{{1,7}}(?: \(([^()]*)\))? )?(?:[NR]CCL WARN )?(?:C[uU][dD][aA]|H[iI][pP]) failure:? (?:(\d{{1,5}}) )?'([^']{{0,200}})'"
@@ -37,14 +35,6 @@ def _code(number: str | None, words: str) -> int | None:
         return int(number)
     said = [(len(known), code) for code, (known, _names) in CODES.items() if known.lower() in words.lower()]
     return max(said)[1] if said else None
-
-
-def _value(kind: str, *groups: int, join: str = "-") -> _Make:
-    def make(m: Match | None, where: Source, rank: int | None) -> Fact | None:
-        parts = [m.group(g) or "" for g in groups] if m is not None else []
-        return Event(source=where, rank=rank, kind=kind, value=join.join(parts) if all(parts) else "")
-
-    return make
 
 
 def _extend(m: Match | None, where: Source, rank: int | None) -> Fact | None:
@@ -65,16 +55,8 @@ def _socket(m: Match | None, where: Source, rank: int | None) -> Fact | None:
     return Event(source=where, rank=rank, kind="nccl_socket_failed", value=state)
 
 
-def _state(value: str) -> _Make:
-    return lambda m, where, rank: Event(source=where, rank=rank, kind="nccl_socket_failed", value=value)
-
-
 def _differ(m: Match | None, where: Source, rank: int | None) -> Fact | None:
     return Ranks(source=where, rank=rank, fact="hosts_differ", detail=m.group(0)) if m is not None else None
-
-
-def _hint(value: str) -> _Make:
-    return lambda m, where, rank: Event(source=where, rank=rank, kind="nccl_hint", value=value)
 
 
 _CALL = r"\bCall to (?:connect|bind|listen|accept|socket|recv|send|poll|getsockname|getsockopt)(?: from \S+| to \S+)? (?:failed|timeout|returned) ?:? ?(.+)"
@@ -92,25 +74,25 @@ RULES = (
     Rule("IpcOpenMemHandle", r"IpcOpenMemHandle(?:\([^()]*\))? ?(?:failed|: )", "cuda_ipc_failed"),
     Rule("failed to open CUDA IPC handle", "", "cuda_ipc_failed"),
     Rule("failed to get CUDA IPC handle", "", "cuda_ipc_failed"),
-    Rule("No transport found", r"No transport found(?: for rank (\d{1,6})\S* -> rank (\d{1,6}))?", _value("nccl_no_transport", 1, 2)),
-    Rule("has no transport for", r"[Rr]ank (\d{1,6}) has no transport for \w+ peer (\d{1,6})", _value("nccl_no_transport", 1, 2)),
-    Rule("Duplicate GPU detected", r"detected(?: : rank (\d{1,6}) and rank (\d{1,6}))?", _value("nccl_duplicate_gpu", 1, 2)),
+    Rule("No transport found", r"No transport found(?: for rank (\d{1,6})\S* -> rank (\d{1,6}))?", joined("nccl_no_transport", 1, 2)),
+    Rule("has no transport for", r"[Rr]ank (\d{1,6}) has no transport for \w+ peer (\d{1,6})", joined("nccl_no_transport", 1, 2)),
+    Rule("Duplicate GPU detected", r"detected(?: : rank (\d{1,6}) and rank (\d{1,6}))?", joined("nccl_duplicate_gpu", 1, 2)),
     Rule("Multiple Ranks are using the same GPU", "", "nccl_duplicate_gpu"),
     # the other side
     Rule("onnect to ", r"(?:[NR]CCL|\bNet :|[sS]ocket\w*:?).*[cC]onnect to \S+ (?:failed|returned) ?:? ?(.+)", _socket),
     Rule("connect returned ", r"[sS]ocket\w*: connect returned (.+)", _socket),
     Rule("Address family not supported by protocol", "", "nccl_no_interface"),
     Rule("PollConnect to ", r"PollConnect to \S+ failed with error (.+)", _socket),
-    Rule("exceeded retries", r"socket\w+: exceeded retries", _state("refused")),
-    Rule("exceeded timeouts", r"socket\w+: exceeded timeouts", _state("timeout")),
+    Rule("exceeded retries", r"socket\w+: exceeded retries", event("nccl_socket_failed", "refused")),
+    Rule("exceeded timeouts", r"socket\w+: exceeded timeouts", event("nccl_socket_failed", "timeout")),
     Rule("Call to ", _CALL, _socket),
     Rule("Accept failed", r"(?:ocketTryAccept:|Service thread\]) Accept failed:? ?(.*)", _socket),
     Rule("TryAccept: exceeded error retry", r"retry count (?:after \d{1,9} attempts|\(\d{1,9}\)), (.*)", _socket),
-    Rule("error encountered when getting address info", "", _state("other")),
+    Rule("error encountered when getting address info", "", event("nccl_socket_failed", "other")),
     Rule("Connection closed by remote peer", r"by remote peer (\S{1,100})", "nccl_remote_exit"),
     Rule("Socket recv failed while polling", "", "nccl_remote_exit"),
     Rule("Could not receive type from localRank", "", "nccl_remote_exit"),
-    Rule("truncated : rec", r"truncated : rec\w+ (\d{1,20})\S* bytes instead of (\d{1,20})", _value("nccl_truncated", 1, 2, join="/")),
+    Rule("truncated : rec", r"truncated : rec\w+ (\d{1,20})\S* bytes instead of (\d{1,20})", joined("nccl_truncated", 1, 2, join="/")),
     Rule("collective mismatch error", "", "collective_mismatch"),
     Rule("Mismatched collective detected", "", "collective_mismatch"),
     Rule("NCCL version", r"Mismatched NCCL version detected|NCCL version mismatch with remote", "nccl_version_mismatch"),
@@ -125,14 +107,14 @@ RULES = (
     Rule("algorithm/protocol available for", r"[nN]o algorithm/protocol available for function (\w{1,40})", "nccl_no_algorithm"),
     # hints
     Rule("HINT: ", r"HINT: .*\bACS\b", "nccl_ib_hint_acs"),
-    Rule("HINT: ", r"HINT: .*error .*\bACS\b", _hint("acs")),
-    Rule("HINT: ", r"HINT: .*error .*\bGID index", _hint("gid")),
-    Rule("HINT: ", r"HINT: .*error .*\bIMEX\b", _hint("imex")),
-    Rule("HINT: ", r"HINT: .*error .*peer-mapping", _hint("bar1_peer_mappings")),
-    Rule("HINT: ", r"HINT: .*error .*cross-rail", _hint("cross_rail")),
-    Rule("HINT: ", r"HINT: .*error .*NICs? on the same \w+ cannot", _hint("same_host_nics")),
-    Rule("HINT: ", r"HINT: .*error .*NCCL_IB_TIMEOUT", _hint("ib_timeout")),
-    Rule("HINT: ", r"HINT: .*error .*--net host", _hint("container_topology")),
+    Rule("HINT: ", r"HINT: .*error .*\bACS\b", event("nccl_hint", "acs")),
+    Rule("HINT: ", r"HINT: .*error .*\bGID index", event("nccl_hint", "gid")),
+    Rule("HINT: ", r"HINT: .*error .*\bIMEX\b", event("nccl_hint", "imex")),
+    Rule("HINT: ", r"HINT: .*error .*peer-mapping", event("nccl_hint", "bar1_peer_mappings")),
+    Rule("HINT: ", r"HINT: .*error .*cross-rail", event("nccl_hint", "cross_rail")),
+    Rule("HINT: ", r"HINT: .*error .*NICs? on the same \w+ cannot", event("nccl_hint", "same_host_nics")),
+    Rule("HINT: ", r"HINT: .*error .*NCCL_IB_TIMEOUT", event("nccl_hint", "ib_timeout")),
+    Rule("HINT: ", r"HINT: .*error .*--net host", event("nccl_hint", "container_topology")),
     # RCCL
     Rule('Missing "iommu=pt"', "", "iommu_warning_rccl"),
 )  # fmt: skip

@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from itertools import islice
 
 from linkproof.model import Event, Fact, Gpu, Host, Line, Seen, Text, Topo
-from linkproof.parse.nccl_line import distinct
 from linkproof.parse.nccl_log import PATHS
-from linkproof.parse.rules import LINE_MAX, rx, source
+from linkproof.parse.rules import LINE_MAX, distinct, rx, source
 
 _TAG = r"<(/?)(cpu|pci|gpu|nvlink|xgmi|graph)\b([^<>]*)"
 TAGS = 50_000  # a machine of 72 cards has some thousands

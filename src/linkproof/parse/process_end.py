@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from linkproof.model import Event, Fact, Source, Text
-from linkproof.parse.rules import Match, Rule, anchors_of, run, rx
+from linkproof.parse.rules import Match, Rule, anchors_of, distinct, run, rx
 
 _BY_CODE = {9: "killed", 137: "killed", 7: "bus_error", 135: "bus_error", 11: "segfault", 139: "segfault", 6: "segfault", 134: "segfault"}
 _BY_NAME = {"KILL": "killed", "BUS": "bus_error", "SEGV": "segfault", "ABRT": "segfault"}
@@ -115,9 +115,4 @@ KEEP = (0, 1)
 
 
 def parse(text: Text, hits: list[int]) -> Iterator[Fact]:
-    seen: set[tuple[str, str, int | None]] = set()
-    for fact in run(RULES, text, hits, most=100):
-        key = (fact.kind, fact.value, fact.rank) if isinstance(fact, Event) else ("", "", None)
-        if key not in seen:
-            seen.add(key)
-            yield fact
+    yield from distinct(run(RULES, text, hits, most=100), most=None)

@@ -11,10 +11,10 @@ Source:  ray `worker.py`, `core_worker.cc`, `node_manager.cc`, autoscaler messag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from linkproof.model import Event, Fact, Host, Source, Text
-from linkproof.parse.rules import Match, Rule, anchors_of, run, rx
+from linkproof.parse.rules import Make, Match, Rule, anchors_of, run, rx
 
 
 def _died(_found: Match | None, where: Source, rank: int | None) -> Fact:
@@ -38,7 +38,7 @@ def _shm(found: Match | None, where: Source, rank: int | None) -> Fact | None:
     return Host(source=where, rank=rank, fact="shm_bytes", value=found[1]) if found else None
 
 
-def _asked(kind: str) -> Callable[[Match | None, Source, int | None], Fact | None]:
+def _asked(kind: str) -> Make:
     def make(found: Match | None, where: Source, rank: int | None) -> Fact:
         asked = rx(r"(\{[^{}]{1,160}\})").search(where.text)
         gpus = rx(r"requiring ([\d.]{1,12}) GPUs").search(where.text)

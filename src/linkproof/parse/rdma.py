@@ -14,8 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from linkproof.model import Event, Fact, Gid, IbError, Network, Seen, Source, Text
-from linkproof.parse.nccl_line import distinct
-from linkproof.parse.rules import Match, Rule, anchors_of, run
+from linkproof.parse.rules import Match, Rule, anchors_of, distinct, run
 
 _CALL = r"\b(ibv_[a-z_0-9]{2,40})\b(?:\([^()]*\))? (?:call )?failed(?: with)?(?: error)?:? ?(?:(\d{1,3})\b ?)?([A-Za-z][^,(:]{0,80})?"
 _POLL = r"Call to (ibv_poll_cq)\(\) returned (-\d{1,4})"

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import re2
+from msgspec.structs import astuple
 
 from linkproof.model import Event, Fact, Line, Source, Text
 
@@ -41,6 +42,9 @@ def rx(pattern: str) -> Pattern:
     return compiled
 
 
+Make = Callable[[Match | None, Source, int | None], Fact | None]
+
+
 def source(text: Text, line: Line) -> Source:
     return Source(text.name, line.no, line.text[:300])
 
@@ -53,7 +57,7 @@ class Rule(NamedTuple):
 
     anchor: str
     pattern: str
-    make: str | Callable[[Match | None, Source, int | None], Fact | None]
+    make: str | Make
 
 
 class _Entry:
@@ -90,3 +94,31 @@ def run(rules: Iterable[Rule], text: Text, hits: list[int], *, most: int = 200) 
 
 def anchors_of(rules: Iterable[Rule]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(rule.anchor for rule in rules))
+
+
+def event(kind: str, value: str) -> Make:
+    """An Event whose value is known beforehand."""
+    return lambda _found, where, rank: Event(source=where, rank=rank, kind=kind, value=value)
+
+
+def joined(kind: str, *groups: int, join: str = "-") -> Make:
+    """An Event whose value are these groups; "" if one of them is missing."""
+
+    def make(found: Match | None, where: Source, rank: int | None) -> Fact | None:
+        parts = [found.group(g) or "" for g in groups] if found is not None else []
+        return Event(source=where, rank=rank, kind=kind, value=join.join(parts) if all(parts) else "")
+
+    return make
+
+
+def distinct(facts: Iterable[Fact], *, most: int | None = 500) -> Iterator[Fact]:
+    """Each fact once, whatever the line that says it: 8 ranks x 24 channels print the same thing. Of one kind at most so many (None: all)."""
+    seen: set[object] = set()
+    made: dict[tuple[type[Fact], str], int] = {}
+    for fact in facts:
+        key = (type(fact), *astuple(fact)[1:])
+        kind = (type(fact), fact.kind if isinstance(fact, Event) else "")
+        if key not in seen and (most is None or made.get(kind, 0) < most):
+            seen.add(key)
+            made[kind] = made.get(kind, 0) + 1
+            yield fact

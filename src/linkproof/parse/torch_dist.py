@@ -17,8 +17,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from linkproof.model import Event, Fact, Ranks, Source, Text, Watchdog
-from linkproof.parse.nccl_line import distinct
-from linkproof.parse.rules import LINE_MAX, Match, Rule, anchors_of, run, rx, source
+from linkproof.parse.rules import LINE_MAX, Match, Rule, anchors_of, distinct, run, rx, source
 
 _NUM = r"(\d{1,18})"
 _GROUP = r"\[PG (?:ID )?(\d{1,6})\b(?: PG GUID (\S{1,40}))?(?: \([^()]*\))? Rank (\d{1,6})\]"

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from linkproof.model import Event, Fact, Source, Text
-from linkproof.parse.nccl_line import distinct, socket_state
-from linkproof.parse.rules import Match, Rule, anchors_of, run
+from linkproof.parse.nccl_line import socket_state
+from linkproof.parse.rules import Match, Rule, anchors_of, distinct, run
 
 _STORE = r"(?:[sS]tore\b|TCPStore|c10d|socket\.cpp|TCPStoreLibUvBackend|DistNetworkError|DistStoreError|DistBackendError|ProcessGroupNCCL)"
 _GONE = r"(Connection reset by peer|Connection closed by peer|Broken pipe|Failed to recv, got 0 bytes|recvValue failed|sendBytes failed)"

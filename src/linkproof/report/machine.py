@@ -14,13 +14,13 @@ from typing import Literal, Protocol
 import msgspec
 from msgspec import Struct
 
-from linkproof.model import Diagnosis, Gpu, Versions, Weighed
+from linkproof.model import PCI_DEVICES, Diagnosis, Gpu, Versions, Weighed
 from linkproof.parse.nccl_plan import PairPlan, pair_plans
 from linkproof.parse.pci_tree import PciTree
 from linkproof.parse.topology import pairs
 from linkproof.report.contract import CauseSaid, Report, cause_said, report_of
 from linkproof.report.layout import Piece, Row, wrapped
-from linkproof.report.machine_words import PCI_DEVICES, Unread, headline, unread_words
+from linkproof.report.machine_words import Unread, headline, unread_words
 from linkproof.report.say import Teller
 from linkproof.report.text import Sheet, noted, sections
 from linkproof.report.topo import why_words

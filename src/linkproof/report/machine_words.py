@@ -7,8 +7,6 @@ from typing import Protocol
 
 from linkproof.report.say import Teller
 
-PCI_DEVICES = "/sys/bus/pci/devices"  # as `check` names it among what was not read
-
 
 class Unread(Protocol):
     @property
