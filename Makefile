@@ -54,6 +54,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/pip
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
 	@echo 'installing into $(VENV) ...'
+	@$(BIN)/pip install -q --disable-pip-version-check torch==2.13.0 triton==3.7.1
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
 	@$(BIN)/python -m compileall -q src
 	@touch $@ $(VENV)/.installed

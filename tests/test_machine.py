@@ -113,9 +113,24 @@ def test_what_is_no_capture_is_refused_with_a_reason(content: bytes, capsys: pyt
     assert code == 2 and "linkproof collect" in err
 
 
-def test_check_asks_what_it_should_read(capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = said(capsys, "check")
-    assert code == 2 and "--quick" in err and "--from" in err
+def test_a_check_without_a_gpu_to_send_with_says_so_and_is_not_health(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code, out, _ = said(capsys, "check")
+    assert code == 3 and out.startswith("Cannot tell") and "Nothing could be tested" in out
+    assert not list(tmp_path.rglob("routes.json")), "nothing was measured, so nothing is kept"
+    report = json.loads(said(capsys, "check", "--format", "json")[1])
+    assert report["links"]["links_verified"] == 0 and report["links"]["notes"] and report["verdict"] == "cannot_tell"
+
+
+def test_options_that_need_traffic_are_refused_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in (["--deep"], ["--force"], ["--plan"], ["--self-test"], ["--pair", "0:1"], ["--mode", "push"], ["--for", "vllm"]):
+        for where in (["--quick"], ["--from", H200]):
+            code, out, err = said(capsys, "check", *where, *option)
+            assert code == 2 and out == "" and f"{option[0]} does nothing beside --quick/--from" in err
 
 
 def test_this_machine_is_read_in_time_and_a_capture_of_it_says_the_same(

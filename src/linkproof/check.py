@@ -1,7 +1,7 @@
-"""From a host to a diagnosis: wires collect, parse, causes and diagnose together. Prints nothing, changes nothing.
+"""From a host, and what a probe measured on it, to a diagnosis: wires collect, parse, causes and diagnose together. Prints nothing.
 
-`check --quick` reads and judges without any GPU traffic. What it can find is a fault that shows (a stopped Fabric Manager, a page fault in
-the kernel log) or a risk: a cause whose mechanism stands although nothing has failed yet. It never says healthy: nothing was measured.
+Without a probe (`check --quick`) it can find a fault that shows (a stopped Fabric Manager, a page fault in the kernel log) or a risk: a
+cause whose mechanism stands although nothing has failed yet. It then never says healthy: nothing was measured.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from linkproof.collect.evidence import read_evidence
 from linkproof.collect.host import Host
 from linkproof.diagnose.weigh import concluded, weigh_all
 from linkproof.facts import facts_from
-from linkproof.model import PCI_DEVICES, Acs, Diagnosis, Fact, Iommu, Weighed
+from linkproof.measured import Probed
+from linkproof.measured_facts import facts_of_probe
+from linkproof.model import PCI_DEVICES, Acs, Diagnosis, Fact, Iommu, Versions, Weighed
 from linkproof.model import Host as HostFact
 from linkproof.parse.pci_tree import PciTree
+from linkproof.routes import RouteTable, key_parts, table
 
 
 class Unread(Struct, frozen=True):
@@ -35,6 +38,9 @@ class Checked(Struct, frozen=True):
     unread: tuple[Unread, ...]
     modes: dict[str, str]  # GPU address -> IOMMU mode
     cpu_vendor: str = ""
+    probed: Probed | None = None
+    routes: RouteTable | None = None
+    key_parts: dict[str, str] = {}
 
 
 def risks(diagnosis: Diagnosis, weighed: list[Weighed]) -> tuple[Weighed, ...]:
@@ -50,14 +56,18 @@ def _hidden_ports(facts: list[Fact]) -> str:
     return f"ACS ({shown})" if ports else ""
 
 
-def check(host: Host) -> Checked:
-    """Read one host and judge it, without GPU traffic."""
+def check(host: Host, probed: Probed | None = None) -> Checked:
+    """Read one host and judge it, with what a probe measured there if there was one."""
     evidence = read_evidence(host)
     facts, pci = facts_from(evidence)
+    modes = {f.device: f.mode for f in facts if isinstance(f, Iommu) and f.device}
+    routes = table(probed, pci) if probed is not None and probed.cards else None
+    if probed is not None and routes is not None:
+        facts += facts_of_probe(probed, routes, pci, modes)
     reading = Reading(facts)
     weighed, unknown = weigh_all(reading)
     texts = [(g.source.name, g.answer.text.count("\n")) for g in evidence.texts if g.answer.data]
-    diagnosis = concluded(reading, weighed, unknown, texts, ask=False)
+    diagnosis = concluded(reading, weighed, unknown, texts, ask=False, routes=routes)
     unread = tuple(
         Unread(g.source.name, g.answer.why, g.source.needs_root) for g in evidence.texts if g.answer.data is None or g.answer.why
     )
@@ -65,6 +75,17 @@ def check(host: Host) -> Checked:
         unread += (Unread(PCI_DEVICES, evidence.pci.why),)
     if hidden := _hidden_ports(facts):
         unread += (Unread(hidden, "denied", True),)
-    modes = {f.device: f.mode for f in facts if isinstance(f, Iommu) and f.device}
     vendor = next((f.value for f in facts if isinstance(f, HostFact) and f.fact == "cpu_vendor"), "")
-    return Checked(diagnosis, pci, risks(diagnosis, weighed), unread, modes, vendor)
+    parts = _key_parts(host, facts, pci, modes, probed) if probed is not None else {}
+    return Checked(diagnosis, pci, risks(diagnosis, weighed), unread, modes, vendor, probed, routes, parts)
+
+
+def _key_parts(host: Host, facts: list[Fact], pci: PciTree, modes: dict[str, str], probed: Probed) -> dict[str, str]:
+    """What a route table of this host hangs on; see `routes.key_parts`."""
+    versions = [f for f in facts if isinstance(f, Versions)]
+    driver = next((v.driver for v in versions if v.driver), "")
+    libraries = {name: next((getattr(v, name) for v in versions if getattr(v, name)), "") for name in ("torch", "nccl")}
+    kernel = host.file("/proc/sys/kernel/osrelease").text.strip()
+    boot = host.file("/proc/sys/kernel/random/boot_id").text.strip()
+    firmware = host.file("/sys/class/dmi/id/bios_version").text.strip()
+    return key_parts(probed.cards, pci, modes, driver, kernel, boot, firmware, libraries)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 HEALTHY, FINDING, USAGE, CANNOT_TELL, OUR_FAULT, INTERRUPTED = 0, 1, 2, 3, 4, 130
 EXIT_CODE = {"healthy": HEALTHY, "faulty": FINDING, "cannot_tell": CANNOT_TELL}
 WIDEST = 100
+ENGINES = ("transformers", "torchrun", "vllm", "sglang", "llama.cpp", "exllama")
+ENV_FORMS = ("shell", "json", "docker", "k8s", "systemd", "compose")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,6 +109,7 @@ def _parser(lang: str) -> ArgumentParser:
     parser.add_argument("--lang", choices=LANGS, help=t("language of the answer (default: from the locale)"))
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title=t("commands"), prog="linkproof")
     _add_check(commands, t)
+    _add_env(commands, t)
     _add_topo(commands, t)
     _add_collect(commands, t)
     _add_explain(commands, t)
@@ -124,16 +127,32 @@ def _command(commands: _SubParsersAction[_Parser], t: Teller, name: str, help_wo
 
 
 def _add_check(commands: _SubParsersAction[_Parser], t: Teller) -> None:
-    words = t("reads this machine, or a capture of one, and names faults and risks of the ways between its GPUs")
+    words = t("sends data between the GPUs in every way that there is, verifies every byte, and names cause, mend and safe settings")
     codes = t("exit codes: 0 healthy, 1 a finding, 2 wrong usage, 3 cannot tell, 4 a fault of linkproof")
     check = _command(commands, t, "check", words, codes)
-    check.add_argument("--quick", action="store_true", help=t("this machine, without any traffic between its GPUs"))
-    check.add_argument("--from", dest="capture", metavar="CAPTURE", help=t("a capture instead of this machine"))
+    what = check.add_mutually_exclusive_group()
+    what.add_argument("--quick", action="store_true", help=t("this machine, without any traffic between its GPUs"))
+    what.add_argument("--from", dest="capture", metavar="CAPTURE", help=t("a capture instead of this machine"))
+    what.add_argument("--sim", metavar="SCENARIO", help=t("a simulated machine on the CPU; an unknown name lists them"))
+    check.add_argument("--deep", action="store_true", help=t("minutes: more rounds, and addresses all over the memory"))
+    check.add_argument("--pair", action="append", default=[], metavar="I:J", help=t("only from GPU I to GPU J; may be given again"))
+    check.add_argument("--mode", action="append", default=[], metavar="NAME", help=t("only this mode; may be given again"))
+    check.add_argument("--for", dest="engine", metavar="ENGINE", help=t("the exit code answers for this engine alone"))
+    check.add_argument("--force", action="store_true", help=t("also GPUs that others are using"))
+    check.add_argument("--plan", action="store_true", help=t("only show what would be tried, and how long it takes"))
+    check.add_argument("--self-test", action="store_true", help=t("put every kind of fault in on purpose: each must be seen and named"))
     check.add_argument("--format", choices=("text", "json"), default="text", help=t("form of the answer (default: text)"))
     check.add_argument("--all", action="store_true", help=t("show every sign, cause and line in full"))
     check.add_argument(
         "--fail-on", choices=("risk", "fault"), default="risk", help=t("what counts as a finding for the exit code (default: risk)")
     )
+
+
+def _add_env(commands: _SubParsersAction[_Parser], t: Teller) -> None:
+    words = t("prints the environment and flags with which an engine is safe here, from what `check` measured last")
+    env = _command(commands, t, "env", words, t("exit codes: 0 safe, with or without settings; 1 at risk; 3 cannot tell"))
+    env.add_argument("--for", dest="engine", metavar="ENGINE", required=True, help=", ".join(ENGINES))
+    env.add_argument("--format", choices=ENV_FORMS, default="shell", help=t("form of the answer (default: shell)"))
 
 
 def _add_topo(commands: _SubParsersAction[_Parser], t: Teller) -> None:
@@ -177,7 +196,7 @@ def _run(argv: Sequence[str], lang: str) -> int:
         return _explain(options, lang)
     if options.command == "causes":
         return _causes(options, lang)
-    if options.command in ("check", "topo", "collect"):
+    if options.command in ("check", "topo", "collect", "env"):
         from linkproof.machine import run
 
         return run(options, lang, _print, _width())

@@ -5,6 +5,7 @@
     |   |-- InputError      a file, folder or archive cannot be read       exit 2
     |   |-- ObservationError  a word of the observations is not known      exit 2
     |-- NothingToRead       readable, but there is no text in it           exit 3
+    |-- NotMeasured         a question that only a measurement answers     exit 3
     |-- ParseError          one text is not what its parser expects; the caller keeps the text as unknown
 
 Each carries `ref` (stable name), what happened, what it `means` and what to `do`.
@@ -39,6 +40,10 @@ class ObservationError(UsageError):
 
 
 class NothingToRead(LinkproofError):
+    exit_code = 3
+
+
+class NotMeasured(LinkproofError):
     exit_code = 3
 
 

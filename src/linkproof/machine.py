@@ -1,4 +1,4 @@
-"""The commands about a machine: `check`, `topo`, `collect`. Wires host, check and reports together; decides nothing."""
+"""The commands about a machine: `check`, `topo`, `collect`, `env`. Wires host, probe, check and reports together; decides nothing."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterable
 from linkproof import __version__
 from linkproof.check import Checked, check
 from linkproof.collect.host import Host, Live, Recorded, Recorder
-from linkproof.errors import InputError, UsageError
+from linkproof.errors import InputError, NotMeasured, UsageError
+from linkproof.measured import Probed
+from linkproof.model import Consumer
 from linkproof.report.layout import Piece, Row
 from linkproof.report.say import Teller
 
 HEALTHY, FINDING, CANNOT_TELL = 0, 1, 3
+ENGINE_CODES = {"safe": HEALTHY, "safe_with": HEALTHY, "at_risk": FINDING}
 
 
 def _host(capture: str | None) -> Host:
@@ -39,29 +42,85 @@ def _host(capture: str | None) -> Host:
 def run(options: Namespace, lang: str, show: Callable[[str | Iterable[Row]], None], width: int) -> int:
     if options.command == "collect":
         return _collect(options, lang, show)
-    if options.command == "check" and options.capture is None and not options.quick:
-        raise UsageError(
-            "check-what",
-            ("neither --quick nor --from is given", "没有给出 --quick 或 --from"),
-            ("this release reads machines; it does not send data between GPUs", "本版本只读取机器信息，不在 GPU 之间传输数据"),
-            (
-                "`linkproof check --quick` for this machine, `--from CAPTURE` for another",
-                "检查本机用 `linkproof check --quick`，检查别的机器用 `--from CAPTURE`",
-            ),
-        )
-    checked = check(_host(options.capture))
-    if options.command == "topo":
-        return _topo(checked, options, lang, show)
-    return _check(checked, options, lang, show, width)
+    if options.command == "env":
+        return _env(options, lang, show)
+    if options.command == "check":
+        return _check(options, lang, show, width)
+    return _topo(check(_host(options.capture)), options, lang, show)
 
 
-def _check(checked: Checked, options: Namespace, lang: str, show: Callable[[str | Iterable[Row]], None], width: int) -> int:
+def _check(options: Namespace, lang: str, show: Callable[[str | Iterable[Row]], None], width: int) -> int:
+    from linkproof import probing
     from linkproof.report.machine import as_json, machine_report, text
 
+    silent = options.quick or options.capture is not None
+    probing.refuse_what_does_nothing(options, silent)
+    if options.self_test:
+        return probing.self_test(options, lang, show, width)
+    if options.plan:
+        return probing.show_plan(options, lang, show, width)
+    if options.engine is not None:
+        _known(options.engine)
+    checked = check(_host(options.capture)) if silent else probing.probed_check(options, lang)
     said = machine_report(checked, lang)
     show(as_json(said) if options.format == "json" else text(said, lang, width, options.all))
+    if options.engine is not None:
+        return ENGINE_CODES.get(_engine(checked, options.engine).state, CANNOT_TELL)
     found = said.verdict == "faulty" or (bool(said.risks) and options.fail_on == "risk")
     return FINDING if found else HEALTHY if said.verdict == "healthy" else CANNOT_TELL
+
+
+def _known(engine: str) -> None:
+    """Before minutes are spent on the links. Raises UsageError."""
+    from linkproof.diagnose.consumers import WAYS
+
+    if engine not in WAYS:
+        known = ", ".join(WAYS)
+        raise UsageError(
+            "unknown-engine",
+            (f"--for {engine}: the engines are {known}", f"--for {engine}：可用的引擎有 {known}"),
+            ("nothing can be said of it", "无法给出结论"),
+            ("name the one whose communication it uses: torchrun for plain NCCL", "请写出其通信所用的引擎：纯 NCCL 请写 torchrun"),
+        )
+
+
+def _engine(checked: Checked, engine: str) -> Consumer:
+    """What one engine may do here; unknown where nothing was measured. Raises UsageError."""
+    _known(engine)
+    return checked.diagnosis.consumers.get(engine, Consumer("unknown"))
+
+
+def _env(options: Namespace, lang: str, show: Callable[[str | Iterable[Row]], None]) -> int:
+    """From the route table that `check` kept, if it still holds."""
+    from linkproof import routes_cache
+    from linkproof.report.env import settings_text
+
+    kept = routes_cache.load()
+    if kept is None:
+        _engine(check(Live("/"), Probed((), ())), options.engine)
+        raise NotMeasured(
+            "not-measured",
+            ("nothing was measured on this machine yet, or not by this user", "尚未在本机（或尚未由该用户）进行测量"),
+            ("which settings are safe is not known", "无法得知哪些设置是安全的"),
+            ("run `linkproof check`, then this again", "请先运行 `linkproof check`，再运行本命令"),
+        )
+    probed, parts, _ = kept
+    checked = check(Live("/"), probed)
+    if changed := routes_cache.stale(parts, checked.key_parts):
+        part, before, now = changed[0]
+        before, now = (words if len(words) < 60 else words[:57] + "..." for words in (before or "?", now or "?"))
+        raise NotMeasured(
+            "measured-before-a-change",
+            (
+                f"since the last `check` this changed: {part} (was {before}, is {now})",
+                f"上次 `check` 之后发生了变化：{part}（原为 {before}，现为 {now}）",
+            ),
+            ("what was measured then may not hold now", "当时的测量结果可能已不成立"),
+            ("run `linkproof check`, then this again", "请先运行 `linkproof check`，再运行本命令"),
+        )
+    consumer = _engine(checked, options.engine)
+    show(settings_text(consumer, options.engine, options.format, lang))
+    return ENGINE_CODES.get(consumer.state, CANNOT_TELL)
 
 
 def _topo(checked: Checked, options: Namespace, lang: str, show: Callable[[str | Iterable[Row]], None]) -> int:

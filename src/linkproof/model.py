@@ -47,7 +47,10 @@ class Fact(Struct, frozen=True, kw_only=True):
 
 
 class Copy(Fact, frozen=True, kw_only=True):
-    """Bytes copied between two GPUs. via: peer host load store ipc. result: ok zeros wrong stale hang error slow."""
+    """Bytes copied between two GPUs. via: peer host load store ipc. result: ok zeros wrong stale hang error slow.
+
+    Measured only: flags (messages between resident kernels), chain (hops that do not wait for each other), self (a card with itself).
+    """
 
     via: str
     result: str
@@ -134,6 +137,52 @@ class PeerAccess(Fact, frozen=True, kw_only=True):
     claimed: str = ""
     status: str = ""
     pairs: str = "all"
+
+
+class Pairs(Fact, frozen=True, kw_only=True):
+    """Of all ordered pairs of GPUs that were measured: which fail, and what stands on their way. what: a key of PAIR_WORDS.
+
+    ill: wrong (or hung, died) | slow. unknown: pairs of which it could not be known. where: the GPU, port or size that is meant.
+    """
+
+    what: str
+    ill: str = "wrong"
+    failing_with: int = 0
+    failing_without: int = 0
+    passing_with: int = 0
+    passing_without: int = 0
+    unknown: int = 0
+    where: str = ""
+
+    @property
+    def all_failing(self) -> bool:
+        """Every pair that fails has it."""
+        return self.failing_with > 0 and not self.failing_without and not self.unknown
+
+    @property
+    def follows(self) -> bool:
+        """Every pair that fails has it, no pair that passes has it, and both kinds of pairs are there."""
+        return self.all_failing and not self.passing_with and self.passing_without > 0
+
+
+PAIR_WORDS = {
+    "redirects": "a port on the way redirects peer traffic up (ACS)",
+    "translating": "the IOMMU translates for one of the two GPUs",
+    "crosses_cpu": "the way leads through a host bridge",
+    "narrow": "a link on the way runs below its width",
+    "counted": "a device on the way counted link errors during the traffic",
+    "one_gpu": "the pair touches this GPU, or goes to it, or comes from it",
+    "one_pair": "the pair is this one, in both directions",
+    "one_direction": "the same two GPUs are right in the other direction",
+    "under_load": "right alone, wrong only under load",
+    "stores_only": "copies by the copy engine are right, a kernel's own stores or loads are not",
+    "flags_only": "copies, stores and loads are right, and flags between resident kernels are not",
+    "mirror": "the writer reads its own bytes back, and the owner does not have them",
+    "beyond_bar1": "BAR1 of the target does not cover its memory, and only large transfers are wrong, small ones never",
+    "bits": "single bits are flipped, and nothing else is wrong",
+    "slower_nvlink": "faster than PCIe can be, and slower than other pairs that are so too; where: GB/s of both",
+    "control_one_gpu": "the way through host memory fails, and the pair touches this GPU",
+}
 
 
 class Topo(Fact, frozen=True, kw_only=True):
@@ -527,10 +576,16 @@ class Note(Struct, frozen=True):
 
 
 class Consumer(Struct, frozen=True):
-    """One engine under the leading cause. state: at_risk not_reached. settings: what keeps it off the broken way; () if there is none."""
+    """One engine. settings: what keeps it off the broken way; () if there is none.
+
+    state, from a leading cause: at_risk not_reached. From measurement: safe; safe_with these settings, and the way that they lead to is
+    proven too; at_risk (settings, if any, lead to a way that is not proven); unknown (something that it needs was not tested).
+    modes: the modes that decide it, bad ones or untested ones; () from a cause.
+    """
 
     state: str
     settings: tuple[str, ...] = ()
+    modes: tuple[str, ...] = ()
 
 
 class Diagnosis(Struct, frozen=True):

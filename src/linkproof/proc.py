@@ -14,6 +14,8 @@ from msgspec import Struct
 
 OUTPUT_MAX_B = 8 * 1024 * 1024
 AFTER_KILL_S = 1.0
+MARK = "LINKPROOF_RUN"  # variable that marks the processes of one run
+SWEEPS_MAX = 5
 
 
 class Done(Struct, frozen=True):
@@ -60,3 +62,45 @@ def run(argv: Sequence[str], *, deadline_s: float, env: dict[str, str] | None = 
         data = out.read(OUTPUT_MAX_B + 1)
     code = -signal.SIGKILL if child.returncode is None else child.returncode
     return Done(data[:OUTPUT_MAX_B], why, code, time.monotonic() - t0, len(data) > OUTPUT_MAX_B)
+
+
+def start(argv: Sequence[str], *, pass_fds: Sequence[int], env: dict[str, str], out: int) -> subprocess.Popen[bytes]:
+    """A child that lives on, in a session of its own, so that a Ctrl-C in the terminal does not reach it; stdout and stderr go to `out`.
+
+    Who starts it must see to its end: give it a socket whose closing tells it to go, and MARK in `env`, so that `sweep` finds what it left.
+    """
+    return subprocess.Popen(
+        list(argv),
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=out,
+        start_new_session=True,
+        pass_fds=tuple(pass_fds),
+        env={**os.environ, **env},
+    )
+
+
+def sweep(mark: str) -> int:
+    """Kill every process that was started with MARK=mark, whoever its parent is now and whatever its group; how many there were.
+
+    Source: /proc/PID/environ, which keeps what a process was started with. Processes of other users are not seen.
+    """
+    wanted = f"{MARK}={mark}".encode()
+    killed: set[int] = set()
+    for _ in range(SWEEPS_MAX):  # one that forks while we look has a child that we have not seen
+        found = {pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if pid != os.getpid() and wanted in _environ(pid)}  # noqa: PTH208
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if not found - killed:
+            break
+        killed |= found
+    return len(killed)
+
+
+def _environ(pid: int) -> list[bytes]:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123
+            return file.read().split(b"\0")
+    except OSError:
+        return []

@@ -1,13 +1,17 @@
-"""Progress on stderr while a long input is read: only in a terminal, only after a second. Imports rich when it first shows."""
+"""Progress on stderr while a long input is read or links are tried: only in a terminal, only after a second. Imports rich when it first shows."""
 
 from __future__ import annotations
 
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING
+
+from linkproof.measured import Case
+from linkproof.report.say import Teller
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -47,6 +51,45 @@ class Reading:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+class Trying:
+    """Called with (cases done, of how many, the case that is tried now)."""
+
+    def __init__(self, lang: str) -> None:
+        self._t, self._since = Teller(lang), monotonic()
+        self._bar: Progress | None = None
+
+    def __call__(self, done: int, of: int, case: Case) -> None:
+        if self._bar is None:
+            if monotonic() - self._since < WAIT_s or sys.stderr is None or not sys.stderr.isatty():
+                return
+            self._bar = _bar()
+            self._task = self._bar.add_task("", total=of)
+            self._bar.start()
+        gpus = f"GPU{case.gpus[0]} -> GPU{case.gpus[-1]}" if len(case.gpus) == 2 else self._t("{n} GPUs", n=len(case.gpus))
+        self._bar.update(self._task, completed=done, total=of, description=f"{case.mode} {case.arm} {gpus}".replace("  ", " "))
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+@contextmanager
+def trying(lang: str) -> Iterator[Trying]:
+    bar = Trying(lang)
+    try:
+        yield bar
+    finally:
+        bar.stop()
 
 
 def reading(paths: Sequence[str]) -> Reading | None:

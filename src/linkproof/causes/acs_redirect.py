@@ -33,6 +33,15 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield con(4.0, "no redirect bit is set on the ports shown", off)
     else:
         yield NotChecked("acs_redirect", "the ACS control registers of the bridges above the GPUs are not known", do="sudo lspci -Dvvv")
+    if crossing := f.pairs("redirects"):
+        if crossing.follows:
+            yield pro(3.0, "every pair that fails crosses a port that redirects, and no pair that passes does", crossing)
+        elif not crossing.unknown and not crossing.failing_with:
+            yield con(5.0, "no pair that fails crosses a port that redirects", crossing)
+        elif not crossing.unknown and crossing.failing_without:
+            yield con(3.0, "pairs that cross no port that redirects fail as well", crossing)
+        elif not crossing.unknown and crossing.passing_with:
+            yield con(1.5, "other pairs cross a port that redirects and pass", crossing)
     if slower := f.event("p2p_slower"):
         yield pro(2.5, "the direct way is slower than the way through the host: {value}", slower, value=slower.value)
     if cured := f.setting("acs_off", "cured"):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from linkproof.causes.family import con, pro
 from linkproof.causes.reading import Reading
-from linkproof.model import CudaError, NotChecked, Platform, Sign, Stage
+from linkproof.model import Collective, CudaError, NotChecked, Platform, Sign, Stage
 
 CLASS = "comm_software"
 PRIOR = -5.2
@@ -25,6 +25,10 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
             failing,
             name=failing.name,
         )
+    fails = f.first(Collective, transport="shm", result=("error", "hang"))
+    others = f.first(Collective, transport=("p2p", "net"), result="ok")
+    if fails and others:
+        yield pro(2.5, "NCCL fails through shared memory ({result}) and is right over another transport", fails, result=fails.result)
     if numa := f.host("numa_asymmetric"):
         yield pro(3.0, "NUMA nodes or CPUs differ between ranks", numa)
     if denied := f.event("numa_policy_denied"):

@@ -29,6 +29,13 @@ def peer_path_bad(f: Reading, share: float = 1.0) -> Iterator[Sign]:
             yield pro(0.7 * share, "the same data through host memory arrived right", f.host_copy_ok)
     elif bad is not None:
         yield pro(2.0 * share, "a direct copy between GPUs failed ({result})", bad, result=bad.result)
+    if (flags := f.flags_bad) is not None and bad is None:
+        yield pro(
+            3.0 * share,
+            "messages between resident kernels of two GPUs get lost or overtake each other ({result})",
+            flags,
+            result=flags.result,
+        )
     off = f.setting("p2p_off", "cured")
     if off and f.setting("shm_off", "cured"):
         yield pro(2.5 * share, "switching peer traffic off ended the failure", off)
@@ -76,7 +83,11 @@ def peer_path_fine(f: Reading, share: float = 1.0) -> Iterator[Sign]:
     """Against: the path was shown to carry data, or the failure stands where no path is used."""
     if f.single_bad:
         yield con(4.0 * share, "it fails on one GPU too: no link is in use there", f.single_bad)
-    if f.peer_copy_ok:
+    if f.host_copy_bad:
+        yield con(3.5 * share, "the control through host memory fails too: the fault is not on the path between the GPUs", f.host_copy_bad)
+    if f.self_copy_bad:
+        yield con(3.5 * share, "it fails on one GPU too: no link is in use there", f.self_copy_bad)
+    if f.peer_copy_ok and not f.only_slow:
         yield con(2.0 * share, "direct copies over all pairs were right", f.peer_copy_ok)
     data_bad = f.peer_copy_bad is not None and f.peer_copy_bad.result in ("zeros", "wrong", "stale")
     if not data_bad:
@@ -96,7 +107,7 @@ def peer_path_fine(f: Reading, share: float = 1.0) -> Iterator[Sign]:
     if f.fails_before_traffic:
         yield con(3.0 * share, "it fails before any byte goes between GPUs", f.fails_before_traffic)
     ok = f.first(Collective, transport=("default", "p2p"), result="ok")
-    if ok and not data_bad and not f.collective_bad() and ok.engine in ("nccl", "rccl"):
+    if ok and not data_bad and not f.flags_bad and not f.only_slow and not f.collective_bad() and ok.engine in ("nccl", "rccl"):
         yield con(1.5 * share, "a plain collective over the same GPUs is right", ok)
     if f.nccl_shm_path and not data_bad:
         yield con(0.7 * share, "NCCL went through host memory here, not over the peer path", f.nccl_shm_path)

@@ -37,6 +37,16 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield pro(3.0, "the failure follows the card", swap)
     if f.single_bad and f.single_bad.gpus and not f.input("dtype"):
         yield pro(1.5, "one card fails by itself ({gpus})", f.single_bad, gpus=f.single_bad.gpus)
+    if f.self_copy_bad:
+        yield pro(4.5, "data that a card sends to itself arrive wrong: no link is in use there", f.self_copy_bad)
+    if (control := f.pairs("control_one_gpu")) and control.follows:
+        yield pro(4.0, "only with {where} the way through host memory fails as well", control, where=control.where)
+    elif (one := f.pairs("one_gpu", "wrong")) and one.follows:
+        yield pro(2.0, "only pairs of {where} fail", one, where=one.where)
+        if (bits := f.pairs("bits")) and bits.all_failing:
+            yield pro(2.0, "single bits are flipped; a link would notice that, memory without ECC does not", bits)
+    if (counted := f.pairs("counted")) and counted.all_failing:
+        yield con(2.0, "the link of the pairs that fail counts errors", counted)
     if fatal := f.first(KernelLog, fact="aer_fatal"):
         yield con(1.0, "fatal PCIe errors name the link", fatal)
     if gsp := f.xid("119", "120"):

@@ -35,6 +35,15 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield NotChecked(
             "iommu_translation", "the IOMMU mode is not known", do="cat /proc/cmdline; cat /sys/kernel/iommu_groups/*/type | sort | uniq -c"
         )
+    if crossing := f.pairs("translating"):
+        if crossing.follows:
+            yield pro(3.0, "every pair that fails has a GPU for which the IOMMU translates, and no pair that passes has one", crossing)
+        elif not crossing.unknown and not crossing.failing_with:
+            yield con(4.0, "the IOMMU translates for no GPU of the pairs that fail", crossing)
+        elif not crossing.unknown and crossing.failing_without:
+            yield con(2.5, "pairs for which the IOMMU does not translate fail as well", crossing)
+        elif not crossing.unknown and crossing.passing_with:
+            yield con(1.5, "the IOMMU translates for other pairs too, and they pass", crossing)
     if off := f.setting("iommu_off", "cured") or f.setting("iommu_pt", "cured"):
         yield pro(5.0, "taking the IOMMU out of the way ended the failure", off)
     if slower := f.event("p2p_slower"):

@@ -57,6 +57,9 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
             )
         elif setting.key in _LEFTOVER:
             yield pro(1.6, "{name} is set: a leftover of tuning or debugging", setting, name=setting.name)
+    set_, worse = (next((s for s in f.all(Setting, key="NCCL_PROTO", effect=e)), None) for e in ("present", "worse"))
+    if set_ and worse and worse.value in set_.value.split(",") and not set_.value.startswith("^"):
+        yield pro(7.5, "{name} is set, and NCCL measured with it is wrong, without it right", worse, name=set_.name, stands=True)
     if forced := f.setting("p2p_forced", "present"):
         yield pro(1.0, "peer access was forced on ({name})", forced, name=forced.name, stands=True)
     reg = f.first(IbError, call=("reg_dmabuf_mr", "reg_mr"))

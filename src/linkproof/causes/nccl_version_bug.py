@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from linkproof.causes.family import con, pro
 from linkproof.causes.reading import Reading
-from linkproof.model import Collective, FabricManager, NcclWarn, NotChecked, Sign, Stage
+from linkproof.model import Collective, FabricManager, NcclWarn, NotChecked, Setting, Sign, Stage
 
 CLASS = "comm_software"
 PRIOR = -4.2
@@ -79,6 +79,10 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield pro(2.0, "only some message sizes fail: a choice of algorithm or protocol", sizes)
     if algo := f.setting("algo", "cured", "changed"):
         yield pro(2.7, "another NCCL algorithm or protocol changes it", algo)
+        if f.first(Setting, key="NCCL_PROTO", effect="present"):
+            yield con(3.0, "the protocol is not NCCL's own choice here: a setting forces it", algo)
+        if f.peer_copy_ok:
+            yield pro(2.5, "direct copies, stores and loads over the same links are right", f.peer_copy_ok)
     if nvls := f.setting("nvls_off", "cured"):
         yield pro(1.8, "switching NVLS off ended the failure", nvls)
     if (changed := f.first_changed_library) and "nccl" in changed.detail.lower():

@@ -23,6 +23,8 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield pro(4.0, "a link counts errors or recoveries ({value})", errors, value=errors.value or "?", stands=True)
     if down := f.event("nvlink_down"):
         yield pro(3.0, "a link is down or inactive: {value}", down, value=down.value, stands=True)
+        if uneven := f.pairs("slower_nvlink"):
+            yield pro(4.0, "some pairs over NVLink are slower than the others ({where})", uneven, where=uneven.where)
     if slow := f.event("slow_gpu_query"):
         yield pro(
             2.5 if f.topo_path("NV") else 1.0,
@@ -39,5 +41,7 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield pro(0.5, "switching peer traffic off ended the failure", off)
     elif pairs and f.topo_path("NV"):
         yield pro(1.5, "only some pairs of NVLink GPUs fail", pairs)
+    if (one := f.pairs("one_gpu") or f.pairs("one_pair")) and one.follows and f.topo_path("NV"):
+        yield pro(2.0, "only pairs of {where} fail", one, where=one.where)
     if f.single_bad:
         yield con(2.0, "it fails on one GPU too: no link is in use there", f.single_bad)

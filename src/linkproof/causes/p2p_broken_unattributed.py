@@ -17,10 +17,17 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     yield from peer_path_fine(f)
     if f.io_page_fault:
         yield con(5.0, "the IOMMU's page fault says why", f.io_page_fault)
-    if f.iommu_translating:
+    translating, redirects = f.pairs("translating"), f.pairs("redirects")
+    if f.iommu_translating and not (translating and translating.failing_without):
         yield con(1.8, "the IOMMU's mode is a reason", f.iommu_translating)
-    if on := f.first(Acs, redirect="on"):
+    if (on := f.first(Acs, redirect="on")) and not (redirects and redirects.failing_without):
         yield con(1.8, "the ACS redirect bits are a reason", on)
+    if f.only_slow:
+        yield con(2.5, "the data are right and only slow: nothing is broken", f.only_slow)
+    if (counted := f.pairs("counted")) and counted.all_failing:
+        yield con(2.0, "the link of the pairs that fail counts errors", counted)
+    if (one := f.pairs("one_gpu") or f.pairs("one_pair")) and one.follows:
+        yield con(1.0, "only pairs of {where} fail: the card, its slot or its link is a reason", one, where=one.where)
     if f.changed_driver:
         yield con(1.5, "the driver change is a reason", f.changed_driver)
     if f.guest:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from linkproof.causes.family import con, pro
 from linkproof.causes.reading import WRONG_DATA, Reading
-from linkproof.model import NotChecked, Sign
+from linkproof.model import Copy, NotChecked, Sign
 
 CLASS = "comm_software"
 PRIOR = -5.0
@@ -19,6 +19,10 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield pro(5.0, "there is no peer access, so copies are staged, and layers over several GPUs are wrong", silent)
     elif silent and f.hw_denies_peer:
         yield pro(3.0, "there is no peer access, so copies are staged, and layers over several GPUs are wrong", silent)
+    if chain := f.first(Copy, via="chain", result=(*WRONG_DATA, "hang")):
+        yield pro(6.5, "every single copy is right and a chain of copies is wrong", chain)
+    elif right := f.first(Copy, via="chain", result="ok"):
+        yield con(3.0, "chains of copies, staged next to direct, are right", right)
     if silent and f.peer_copy_ok:
         yield pro(3.5, "every single copy is right and a chain of copies is wrong", silent)
     if sync := f.setting("sync", "cured") or f.setting("launch_blocking", "cured"):

@@ -39,6 +39,10 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield pro(2.3, "driver 545 is known for wrong peer copies on GeForce cards", said or f.geforce)
     elif f.geforce and not ada and wrong_data_fact(f) and not f.iommu_unset and not f.iommu_translating:
         yield pro(0.7, "on GeForce cards peer access hangs on what the driver offers", f.geforce)
+    if (mirror := f.pairs("mirror")) and mirror.all_failing:
+        yield pro(2.5, "the writer reads its own bytes back and the owner does not have them: the driver mapped something else", mirror)
+    elif (stores := f.pairs("stores_only")) and stores.all_failing and not f.first_patched:
+        yield pro(2.0, "copies pass and a kernel's own stores or loads are lost: the mapping of this driver is incomplete", stores)
     if f.io_page_fault:
         yield con(2.5, "the IOMMU's page fault explains it without the driver", f.io_page_fault)
     if f.iommu_translating:

@@ -22,6 +22,8 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     ok, lost = f.first(Copy, via="peer", result="ok"), f.first(Copy, via=("store", "load"), result=("zeros", "wrong", "stale", "hang"))
     if ok and lost:
         yield pro(3.0, "copies pass and a kernel's own stores or loads are lost: the mapping of this driver is incomplete", lost)
+    if f.only_slow:
+        yield con(3.0, "the data are right and only slow; a wrong mapping delivers wrong data", f.only_slow)
     if f.io_page_fault:
         yield con(3.5, "a page fault of the GPU names the IOMMU, patched driver or not", f.io_page_fault)
     elif f.iommu_harmless:

@@ -43,6 +43,17 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield pro(1.0, "a card had to repeat many packets ({value})", replays, value=replays.value)
     if (pairs := f.pattern("only_some_pairs")) and f.setting("p2p_off", "cured"):
         yield pro(1.2, "one pair fails, and only over its direct path", pairs)
+    if (counted := f.pairs("counted")) and counted.all_failing:
+        weight = 3.5 if counted.follows else 2.0
+        yield pro(weight, "a device on the way of every pair that fails counted link errors during the traffic", counted, stands=True)
+    if (lanes := f.pairs("narrow")) and lanes.follows:
+        yield pro(2.5, "every pair that fails has a link that lost lanes on its way, and no pair that passes has one", lanes)
+    if (loaded := f.pairs("under_load", "wrong")) and loaded.all_failing:
+        yield pro(1.8, "alone every pair is right, and under load some fail", loaded)
+    if (one := f.pairs("one_gpu") or f.pairs("one_pair")) and one.follows:
+        yield pro(2.0, "only pairs of {where} fail", one, where=one.where)
+    if f.self_copy_bad:
+        yield con(3.0, "it fails on one GPU too: no link is in use there", f.self_copy_bad)
     if moved := f.setting("swap_card", "cured", "changed"):
         yield pro(2.0, "moving the card changed it", moved)
     if ecc := f.first(Gpu, fact="ecc_errors"):

@@ -28,6 +28,7 @@ from linkproof.model import (
     NcclPath,
     NcclWarn,
     Network,
+    Pairs,
     Pattern,
     PeerAccess,
     Platform,
@@ -262,19 +263,46 @@ class Reading:
 
     @cached_property
     def peer_copy_bad(self) -> Copy | None:
-        found = self.first(Copy, via=PEER_MODES, result=WRONG_DATA)
-        return found or self.first(Copy, via=PEER_MODES, result=("hang", "error"))
+        found = self.first(Copy, via=PEER_MODES, result=WRONG_DATA) or self.first(Copy, via=PEER_MODES, result=("hang", "error"))
+        if found is not None and found.via == "ipc" and found.result == "error" and self.first(Copy, via="peer", result="ok"):
+            return None  # the memory is reached; handing it to another process is refused
+        return found
 
     @cached_property
     def peer_copy_ok(self) -> Copy | None:
         """Every peer copy that was checked was right, over all pairs."""
-        if self.peer_copy_bad is not None:
+        if self.peer_copy_bad is not None or self.flags_bad is not None:
             return None
         return self.first(Copy, via=PEER_MODES, result="ok", pairs="all")
 
     @cached_property
     def host_copy_ok(self) -> Copy | None:
         return self.first(Copy, via="host", result="ok")
+
+    @cached_property
+    def host_copy_bad(self) -> Copy | None:
+        """The control: through host memory, without any peer path."""
+        return self.first(Copy, via="host", result=WRONG_DATA) or self.first(Copy, via="host", result=("hang", "error"))
+
+    @cached_property
+    def flags_bad(self) -> Copy | None:
+        """Messages between two resident kernels: the flag never came, or came before its data."""
+        return self.first(Copy, via="flags", result=("hang", "error", *WRONG_DATA))
+
+    @cached_property
+    def self_copy_bad(self) -> Copy | None:
+        """A card with itself, no link in use."""
+        return self.first(Copy, via="self", result=("hang", "error", *WRONG_DATA))
+
+    @cached_property
+    def only_slow(self) -> Copy | None:
+        """Direct copies are slow, and nothing that was measured is wrong: that the data are right then speaks against nothing."""
+        bad = self.peer_copy_bad or self.flags_bad or self.collective_bad() or self.split_bad
+        return None if bad is not None else self.first(Copy, via="peer", result="slow")
+
+    def pairs(self, what: str, *ill: str) -> Pairs | None:
+        """Which pairs fail, by what stands on their way."""
+        return next((p for p in self.all(Pairs, what=what) if not ill or p.ill in ill), None)
 
     @cached_property
     def hang(self) -> Fact | None:
@@ -289,6 +317,7 @@ class Reading:
         found: Fact | None = (
             self.split_bad or self.single_bad or self.peer_copy_bad or self.collective_bad() or self.first(Stage) or self.first(IbError)
         )
+        found = found or self.flags_bad
         found = found or self.first(Collective, result="slow") or self.first(Copy, result="slow") or self.first(ModelRun, result="slow")
         return found or self.first(NcclWarn) or self.first(DeviceAssert) or self.event(*_FAILURES)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from linkproof.causes.family import con, pro
 from linkproof.causes.reading import Reading
-from linkproof.model import IbError, NotChecked, Platform, Sign, Stage
+from linkproof.model import Collective, Fact, IbError, NotChecked, Platform, Sign, Stage
 
 CLASS = "host_config"
 PRIOR = -3.5
@@ -19,9 +19,14 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     if made:
         yield pro(5.0, "NCCL could not create a shared-memory segment ({size} bytes)", made, size=made.value or "?")
     size = f.host_number("shm_bytes")
-    trouble = (
+    trouble: Fact | None = (
         made or space or f.event("bus_error", "nccl_error", "shm_attach_failed") or f.first(Stage, at=("nccl_init", "first_collective"))
     )
+    fails = next((c for c in f.all(Collective, transport="shm", result=("error", "hang"))), None)
+    others = f.first(Collective, transport=("p2p", "net"), result="ok")
+    if fails and others:
+        yield pro(2.5, "NCCL fails through shared memory ({result}) and is right over another transport", fails, result=fails.result)
+    trouble = trouble or fails
     if size and size[0] <= 256 * 2**20:
         yield pro(3.5 if trouble else 1.0, "/dev/shm has {value} bytes", size[1], value=size[1].value, stands=True)
     elif size and size[0] >= 2**30:

@@ -34,6 +34,11 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     yield pro(2.5, "it is slow and nothing says that it is wrong", slow)
     if route := f.topo_path("SYS", "NODE", "PHB"):
         yield pro(2.0, "the route crosses the CPU ({path})", route, path=route.path)
+    elif (crossing := f.pairs("crosses_cpu", "slow")) and crossing.all_failing:
+        yield pro(2.0, "every slow pair crosses the CPU", crossing)
+    crosses_cpu = f.pairs("crosses_cpu", "slow")
+    if (redirects := f.pairs("redirects", "slow")) and redirects.all_failing and crosses_cpu and not crosses_cpu.failing_with:
+        yield con(1.5, "the slow pairs cross a port that redirects", redirects)
     if f.nccl_shm_path:
         yield pro(1.5, "NCCL goes through host memory", f.nccl_shm_path)
     if f.geforce:

@@ -28,6 +28,8 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield pro(2.3, "peer access is refused inside the guest", f.hw_denies_peer)
     elif f.hw_claims_peer and f.peer_copy_bad:
         yield pro(2.0, "peer access is claimed inside the guest and the data does not arrive", f.peer_copy_bad)
+    if (mirror := f.pairs("mirror")) and mirror.all_failing:
+        yield pro(2.0, "the writer reads its own bytes back and the owner does not have them: the guest maps another memory", mirror)
     if (slow := f.first(Collective, result="slow")) and f.hw_denies_peer:
         yield pro(0.7, "without peer access every byte goes through the guest's memory", slow)
     if flat := f.event("nccl_topo_flat"):

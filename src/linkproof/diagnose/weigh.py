@@ -7,10 +7,11 @@ from math import exp
 
 from linkproof.causes import causes
 from linkproof.causes.reading import Reading
-from linkproof.diagnose.consumers import consumers
+from linkproof.diagnose.consumers import consumers, remarks
 from linkproof.diagnose.notes import notes
 from linkproof.diagnose.questions import next_steps
 from linkproof.model import LEADS, Collective, Copy, Diagnosis, Fact, ModelRun, NotChecked, Sign, Stage, Weighed
+from linkproof.routes import RouteTable, proof
 
 SURE = 0.5  # from here on a cause is called likely, and the verdict is `faulty`
 CONFIRMED = 0.9
@@ -110,12 +111,16 @@ def _shown(weighed: list[Weighed]) -> list[Weighed]:
     return live + [w for w in out if w not in live][:6]
 
 
-def healthy(reading: Reading) -> bool:
-    """Only measured data says healthy: direct copies over all pairs right, nothing seen failing. Nothing seen is not healthy."""
+def healthy(reading: Reading, routes: RouteTable | None = None) -> bool:
+    """Only measured data says healthy, and nothing seen failing: a route table in which every pair is proven in every mode that the machine
+    has, and NCCL beside it; without a table, direct copies over all pairs and a collective. Nothing seen is not healthy, and one GPU alone
+    has no links that could be."""
     results = (
         [r.result for r in reading.all(ModelRun)] + [r.result for r in reading.all(Copy)] + [r.result for r in reading.all(Collective)]
     )
     bad = any(r != "ok" for r in results) or bool(reading.all(Stage))
+    if routes is not None:
+        return not bad and proof(routes).word in ("all", "no_p2p")
     return not bad and reading.peer_copy_ok is not None and reading.first(Collective, result="ok") is not None
 
 
@@ -127,13 +132,20 @@ def diagnose(facts: Iterable[Fact], texts: Iterable[tuple[str, int]] = ()) -> Di
 
 
 def concluded(
-    reading: Reading, weighed: list[Weighed], unknown: dict[str, list[NotChecked]], texts: Iterable[tuple[str, int]], ask: bool = True
+    reading: Reading,
+    weighed: list[Weighed],
+    unknown: dict[str, list[NotChecked]],
+    texts: Iterable[tuple[str, int]],
+    ask: bool = True,
+    routes: RouteTable | None = None,
 ) -> Diagnosis:
-    """The diagnosis of causes that are weighed already. ask: look for the next question too, which costs more than all the weighing."""
+    """The diagnosis of causes that are weighed already. ask: look for the next question too, which costs more than all the weighing.
+    routes: what was measured, where it was; it then decides what each engine may do, whatever cause leads."""
     shown = _shown(weighed)
     top = shown[0] if shown else None
     sure = top is not None and top.confidence >= SURE
-    verdict = "faulty" if sure else "healthy" if healthy(reading) else "cannot_tell"
+    broken = routes is not None and routes.broken
+    verdict = "faulty" if sure or broken else "healthy" if healthy(reading, routes) else "cannot_tell"
     if verdict == "healthy":
         shown = [w for w in shown if w.state == "ruled_out"]
     wanted = [w.id for w in shown if w.state != "ruled_out"][:5]
@@ -142,8 +154,8 @@ def concluded(
         causes=tuple(shown),
         next=tuple(next_steps(reading, weighed, TEMPERATURE, ELSE)) if ask and verdict != "healthy" else (),
         not_checked=tuple(n for cid in wanted for n in unknown[cid]),
-        notes=tuple(notes(reading)),
-        consumers=consumers(top) if top is not None and verdict != "healthy" and top.confidence >= LEADS else {},
+        notes=(*(remarks(routes) if routes is not None else ()), *notes(reading)),
+        consumers=consumers(top if top is not None and verdict != "healthy" and top.confidence >= LEADS else None, routes, reading),
         facts=reading.facts,
         texts=tuple(texts),
     )

@@ -75,10 +75,13 @@ class NoteSaid(Struct, frozen=True):
 
 
 class ConsumerSaid(Struct, frozen=True):
-    """What the leading cause means for one engine; settings: what keeps it off the broken way now, none if there is no switch."""
+    """What one engine may do. settings: what keeps it off the broken way now, none if there is no switch. at_risk and not_reached come from
+    the leading cause. Measured: safe; safe_with the settings, whose way is proven too; at_risk: settings, if any, lead to a way that was not
+    proven; unknown: something was not tested. modes: those that decide it, () if a cause does."""
 
-    state: Literal["at_risk", "not_reached"]
+    state: Literal["safe", "safe_with", "at_risk", "unknown", "not_reached"]
     settings: tuple[str, ...]
+    modes: tuple[str, ...] = ()
 
 
 class TextRead(Struct, frozen=True):
@@ -120,7 +123,7 @@ def report_of(diagnosis: Diagnosis, lang: str) -> Report:
         next=tuple(_next(n, lang) for n in diagnosis.next),
         not_checked=tuple(NotCheckedSaid(n.cause, masked(say(n.text, n.args, lang)), n.do) for n in diagnosis.not_checked),
         notes=tuple(NoteSaid(masked(say(n.text, n.args, lang)), _cite(n.source)) for n in diagnosis.notes),
-        consumers={name: ConsumerSaid(c.state, c.settings) for name, c in diagnosis.consumers.items()},  # type: ignore[arg-type]
+        consumers={name: ConsumerSaid(c.state, c.settings, c.modes) for name, c in diagnosis.consumers.items()},  # type: ignore[arg-type]
         texts=tuple(TextRead(masked(name), lines, name not in unread) for name, lines in diagnosis.texts),
         skipped=tuple(TextSkipped(masked(s[0]), s[i]) for s in diagnosis.skipped),
     )

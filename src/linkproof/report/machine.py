@@ -14,16 +14,20 @@ from typing import Literal, Protocol
 import msgspec
 from msgspec import Struct
 
+from linkproof.measured import Probed
 from linkproof.model import PCI_DEVICES, Diagnosis, Gpu, Versions, Weighed
 from linkproof.parse.nccl_plan import PairPlan, pair_plans
 from linkproof.parse.pci_tree import PciTree
 from linkproof.parse.topology import pairs
 from linkproof.report.contract import CauseSaid, Report, cause_said, report_of
 from linkproof.report.layout import Piece, Row, wrapped
-from linkproof.report.machine_words import Unread, headline, unread_words
+from linkproof.report.links import detail_rows, found_rows
+from linkproof.report.links_json import LinksSaid, links_said
+from linkproof.report.machine_words import Unread, headline, proven_words, unread_words
 from linkproof.report.say import Teller
-from linkproof.report.text import Sheet, noted, sections
+from linkproof.report.text import Sheet, engines, noted, sections
 from linkproof.report.topo import why_words
+from linkproof.routes import RouteTable
 
 
 class Checked(Protocol):
@@ -39,6 +43,10 @@ class Checked(Protocol):
     def unread(self) -> Sequence[Unread]: ...
     @property
     def cpu_vendor(self) -> str: ...
+    @property
+    def probed(self) -> Probed | None: ...
+    @property
+    def routes(self) -> RouteTable | None: ...
 
 
 class PathSaid(Struct, frozen=True):
@@ -72,6 +80,7 @@ class MachineReport(Struct, frozen=True):
     risks: tuple[CauseSaid, ...]
     unread: tuple[UnreadSaid, ...]
     report: Report
+    links: LinksSaid | None = None
 
 
 def _paths(tree: PciTree, plans: Sequence[PairPlan], t: Teller) -> tuple[PathSaid, ...]:
@@ -104,6 +113,7 @@ def machine_report(checked: Checked, lang: str) -> MachineReport:
         risks=tuple(cause_said(w, lang) for w in checked.risks),
         unread=tuple(UnreadSaid(u.name, u.why, u.needs_root) for u in checked.unread),
         report=report_of(checked.diagnosis, lang),
+        links=links_said(checked.probed, lang, checked.routes) if checked.probed is not None else None,
     )
 
 
@@ -115,12 +125,18 @@ def text(said: MachineReport, lang: str, width: int = 100, say_all: bool = False
     """Verdict, risks with what stands and what to do, then the diagnosis if there is one, then what was not read."""
     t = Teller(lang)
     pci = all(u.name != PCI_DEVICES for u in said.unread)
-    rows: list[Row] = wrapped(
-        [Piece(headline(said.verdict, len(said.risks), bool(said.gpus), pci, t), "bad" if said.verdict == "faulty" else "open")], width
-    )
+    style = {"faulty": "bad", "healthy": "good"}.get(said.verdict, "open")
+    words = headline(said.verdict, len(said.risks), bool(said.gpus), pci, t) if said.links is None else proven_words(said.verdict, t)
+    rows: list[Row] = wrapped([Piece(words, style)], width)
     about = ", ".join([*said.gpus, *(f"{k} {v}" for k, v in said.versions.items())])
     rows += wrapped([Piece(about or t("no GPU was found"), "quiet")], width, 2)
     sheet = Sheet(said.report, width, t, say_all, whole_names=True)
+    if said.links is not None:
+        sheet.rows.append([])
+        found_rows(said.links, sheet)
+        if said.report.consumers and said.verdict != "faulty":  # with a fault, its section tells them
+            sheet.head(t("What that means for each engine"))
+            engines(sheet, said.report)
     redirecting = list(dict.fromkeys(port for p in said.paths for port in p.redirects or ()))
     for risk in said.risks:
         sheet.rows += [[], *wrapped([Piece(f"{t('Risk')}: {risk.title}", "head"), Piece(f"  {risk.id}", "quiet")], width)]
@@ -134,9 +150,12 @@ def text(said: MachineReport, lang: str, width: int = 100, say_all: bool = False
         for words in risk.fix[: None if say_all else 1]:
             sheet.item(words, "→", indent=4)
     if said.verdict == "faulty":
+        sheet.rows.append([])
         sections(sheet, said.report)
     else:
         noted(sheet, said.report)
+    if said.links is not None:
+        detail_rows(said.links, sheet)
     unread = unread_words(said.unread, t)
     if unread:
         sheet.head(t("Not read"))

@@ -32,6 +32,15 @@ def headline(verdict: str, risks: int, gpus: bool, pci: bool, t: Teller) -> str:
     return t("Nothing speaks against this machine, and nothing was measured: no data went between GPUs")
 
 
+def proven_words(verdict: str, t: Teller) -> str:
+    """Of a machine whose links were tried."""
+    if verdict == "healthy":
+        return t("Healthy: every way between the GPUs that this machine has was tried and is right")
+    if verdict == "faulty":
+        return t("A fault shows on this machine")
+    return t("Cannot tell whether this machine is healthy")
+
+
 def unread_words(unread: Sequence[Unread], t: Teller) -> list[str]:
     """Grouped by reason; what root would give comes first, and a tool that is not installed is no news for each of its commands."""
     root = [u.name for u in unread if u.why == "denied" or (u.needs_root and u.why not in ("absent", "not recorded"))]

@@ -160,8 +160,7 @@ def _what_to_do(sheet: Sheet, report: Report, top: CauseSaid) -> None:
         return
     if has_settings(report):
         sheet.head(head)
-        for name, engine in report.consumers.items():
-            sheet.put(Piece(f"{name:<14}"), *consumer_words(engine, t), hang=16)
+        engines(sheet, report)
         if sheet.say_all:
             _bullets(sheet, t("The same in detail"), top.workaround)
     else:
@@ -172,6 +171,12 @@ def _what_to_do(sheet: Sheet, report: Report, top: CauseSaid) -> None:
         _bullets(sheet, t("What mends it for good"), top.fix)
     if top.what:
         sheet.put(Piece(t("In full: `linkproof causes {id}`", id=top.id), "quiet"))
+
+
+def engines(sheet: Sheet, report: Report) -> None:
+    """A line for each: safe, safe with settings, at risk, not known."""
+    for name, engine in report.consumers.items():
+        sheet.put(Piece(f"{name:<14}"), *consumer_words(engine, sheet.t), hang=16)
 
 
 def _bullets(sheet: Sheet, head: str, bullets: Sequence[str]) -> None:

@@ -35,18 +35,36 @@ def class_words(cls: str, t: Teller) -> str:
 
 
 def consumer_words(engine: ConsumerSaid, t: Teller) -> Iterator[Piece]:
+    modes = ", ".join(engine.modes)
+    settings = "  ".join(f"`{setting}`" for setting in engine.settings)
     if engine.state == "not_reached":
         yield Piece(t("not reached by this"))
+    elif engine.state == "safe":
+        yield Piece(t("safe: all that it needs was tested and is right"))
+    elif engine.state == "safe_with":
+        yield Piece(
+            t(
+                "safe with {settings}: the way that it then takes was tested and is right; bad without: {modes}",
+                settings=settings,
+                modes=modes,
+            )
+        )
+    elif engine.state == "unknown":
+        yield Piece(t("cannot tell: {modes} was not tested", modes=modes))
+    elif engine.settings and modes:
+        yield Piece(t("at risk (bad: {modes}). Set now: {settings} (that way was not tested)", modes=modes, settings=settings))
     elif engine.settings:
         yield Piece(t("set now: "))
-        yield Piece("  ".join(f"`{setting}`" for setting in engine.settings))
+        yield Piece(settings)
+    elif modes:
+        yield Piece(t("at risk (bad: {modes}), and no setting moves it off: one GPU, or mend the cause", modes=modes))
     else:
         yield Piece(t("at risk, and no setting moves it off: one GPU, or mend the cause"))
 
 
 def has_settings(report: Report) -> bool:
-    """Some engine can be moved off the broken way by a setting; otherwise a table of engines says little."""
-    return any(engine.settings for engine in report.consumers.values())
+    """Some engine can be moved off the broken way by a setting, or each was measured; otherwise a table of engines says little."""
+    return any(engine.settings or engine.state not in ("at_risk", "not_reached") for engine in report.consumers.values())
 
 
 def reach_words(report: Report, t: Teller) -> str:

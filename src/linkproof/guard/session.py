@@ -1,0 +1,259 @@
+"""One thread's hops: carries tensors from GPU to GPU, takes a digest at both ends, compares them at once or at the end of the forward.
+
+In:      `begin`, then tensors from the ears (`deliver` from accelerate's hooks, `cross` from `.to` and copies), then `settle`, `end`.
+Out:     the copies; `settle` gives the hops whose ends differ, in order: the first is the first lie, what follows from it is right in itself.
+Unknown: a kernel that writes into a tensor behind torch's back (no version is counted up): such a copy would be served again.
+Raises:  LinkFault as the policy says.
+
+A tensor that the hooks send to the same GPU again in one forward (cos and sin go to every layer) is served from the first copy, as long as
+nobody has written into source or copy: both have a version. Written into after two have got it: the forward is run again without sharing.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from linkproof.guard import policy
+from linkproof.guard.classify import Damage, by_bytes, by_digest
+from linkproof.guard.copies import Border, Link, is_gpu, resolved, to, transport
+from linkproof.guard.digest import content_of, key
+from linkproof.guard.metrics import Counts
+from linkproof.guard.reader import Reader, Reading, host_bytes, readable
+
+if TYPE_CHECKING:
+    from linkproof.guard.watch import Guard
+
+INDEX_B = 1 << 20  # whole numbers up to that size go through host memory where a comparison comes late
+REMEMBERED = 8  # contents per GPU and size, to tell stale data
+
+
+class Hop(NamedTuple):
+    link: Link
+    number: int
+    key: int
+    size_B: int
+    dtype: str
+    shape: tuple[int, ...]
+    staged: bool
+    sent: Reading
+    arrived: Reading
+
+
+class Bad(NamedTuple):
+    hop: Hop
+    damage: Damage
+
+
+class Served:
+    """One copy and who may have it still."""
+
+    __slots__ = ("copy", "copy_version", "source", "times", "version")
+
+    def __init__(self, source: weakref.ref[torch.Tensor], version: int, copy: torch.Tensor) -> None:
+        self.source, self.version, self.copy, self.copy_version, self.times = source, version, copy, copy._version, 1
+
+    @property
+    def written(self) -> bool:
+        return self.copy._version != self.copy_version
+
+
+class Session:
+    def __init__(self, guard: Guard) -> None:
+        self.guard, self.mode = guard, guard.mode
+        self.counts = Counts()
+        self.reader = Reader()
+        self.step = -1
+        self.in_forward = False
+        self.strict = True  # outside a forward nothing can be run again
+        self.checks = True
+        self.shares = guard.mode.changes
+        self.retried: dict[int, Damage] | None = None  # hops to try once more over their link, and what that gave
+        self.shared_written = False
+        self._number = 0
+        self._pending: list[Hop] = []
+        self._bad: list[Bad] = []
+        self._served: dict[tuple[int, Any], Served] = {}
+        self._kept: list[Served] = []  # of sources that are gone
+        self._earlier: dict[tuple[str, int], deque[int]] = {}
+
+    # ------------------------------------------------ one forward
+    def begin(self, step: int, strict: bool, checks: bool) -> None:
+        self.step, self.strict, self.checks = step, strict, checks
+        self.in_forward, self.shared_written, self._number = True, False, 0
+        self._forget()
+
+    def settle(self) -> list[Bad]:
+        """Compare what has not been compared."""
+        self._compare()
+        self.shared_written = any(s.times > 1 and s.written for s in (*self._served.values(), *self._kept))
+        bad, self._bad = self._bad, []
+        return bad
+
+    def end(self) -> None:
+        self.in_forward, self.strict, self.checks, self.retried = False, True, True, None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._served.clear()
+        self._kept.clear()
+        self._pending.clear()
+        self._bad.clear()
+        self.reader.reset()
+
+    # ------------------------------------------------ from the hooks
+    def deliver(self, t: torch.Tensor, device: Any) -> torch.Tensor:
+        """What accelerate's hook hands to its module: the tensor on that device."""
+        if type(device) is Border:
+            link = self.guard.link(device.device, device.device, device)
+        else:
+            dst = device if type(device) is torch.device else resolved(device)
+            if t.device == dst:
+                return t
+            if not (is_gpu(t.device) and is_gpu(dst)):
+                return to(t, dst)
+            link = self.guard.link(t.device, dst)
+        if not self._may_share(t):
+            return self.cross(t, link)
+        began = perf_counter()
+        place = id(t), link
+        served = self._served.get(place)
+        if served is not None and served.source() is t and served.version == t._version and not served.written:
+            served.times += 1
+            self.counts.saved += 1
+            self.counts.overhead_s += perf_counter() - began
+            return served.copy
+        copy = self.cross(t, link)
+        if copy is not t:
+            if served is not None and served.times > 1:
+                self._kept.append(served)
+            self._served[place] = Served(weakref.ref(t, lambda _: self._drop(place)), t._version, copy)
+        return copy
+
+    def _may_share(self, t: torch.Tensor) -> bool:
+        if not (self.shares and self.in_forward) or t.is_inference():  # an inference tensor counts no versions
+            return False
+        return not (t.requires_grad and torch.is_grad_enabled())  # gradients are to be summed as they would be without us
+
+    def _drop(self, place: tuple[int, Any]) -> None:
+        served = self._served.pop(place, None)
+        if served is not None and served.times > 1:
+            self._kept.append(served)
+
+    # ------------------------------------------------ one hop
+    def cross(self, t: torch.Tensor, link: Link) -> torch.Tensor:
+        if t.requires_grad and torch.is_grad_enabled():
+            crossed: torch.Tensor = _Cross.apply(t, self.guard, link)  # type: ignore[no-untyped-call]
+            return crossed
+        return self.carry(t, link)
+
+    def carry(self, t: torch.Tensor, link: Link) -> torch.Tensor:
+        began, travelled_s, counts = perf_counter(), 0.0, self.counts
+        if t.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise policy.in_capture()
+        number = self._number
+        self._number += 1
+        size_B = t.numel() * t.element_size()
+        late = not self.strict and self.mode.protects_indices
+        index = late and size_B <= INDEX_B and not (t.dtype.is_floating_point or t.dtype.is_complex or t.dtype is torch.bool)
+        can_read = readable(t, size_B)
+        staged = self.mode.changes and (link.staged or self.mode.staged or index or not can_read)
+        compared = self.checks and can_read and size_B > 0
+        if compared and not self.reader.has_room(t.device, size_B):
+            self._compare()
+        key_ = key(self.step, number, size_B)
+        sent = self.reader.read(t, key_, False) if compared else 0
+        left = perf_counter()
+        copy = transport(t, link, staged)
+        travelled_s = perf_counter() - left
+        counts.hops += 1
+        counts.size_B += size_B
+        counts.staged += staged
+        per_link = counts.link(link.name)
+        per_link.hops += 1
+        per_link.size_B += size_B
+        if compared:
+            arrived = self.reader.read(copy, key_, True)
+            shape = tuple(t.shape)
+            hop = Hop(link, number, key_, size_B, str(t.dtype).removeprefix("torch."), shape, staged, sent, arrived)
+            self._pending.append(hop)
+            if self.strict:
+                copy = self._compared_now(hop, t, copy)
+            elif self.retried is not None and number in self.retried and staged:
+                self.retried[number] = self._tried_again(hop, t, copy)
+        elif size_B:
+            counts.unchecked += 1
+        counts.overhead_s += perf_counter() - began - travelled_s
+        return copy
+
+    def _compare(self) -> None:
+        if not self._pending:
+            return
+        self.reader.wait()
+        for hop in self._pending:
+            sent, arrived = self.reader.value(hop.sent), self.reader.value(hop.arrived)
+            earlier = self._earlier.setdefault((str(hop.link.dst), hop.size_B), deque(maxlen=REMEMBERED))
+            content = content_of(sent, hop.key)
+            if sent != arrived:
+                self.counts.mismatches += 1
+                self.counts.link(hop.link.name).mismatches += 1
+                self._bad.append(Bad(hop, by_digest(content_of(arrived, hop.key), hop.size_B, earlier)))
+            if content not in earlier:
+                earlier.append(content)
+        self._pending.clear()
+        self.reader.reset()
+
+    def _damage(self, hop: Hop, sent: torch.Tensor, arrived: torch.Tensor) -> Damage:
+        earlier = self._earlier.get((str(hop.link.dst), hop.size_B), ())
+        a, b = host_bytes(sent), host_bytes(arrived)
+        return by_bytes(a, b, [c for c in earlier if c != content_of(self.reader.value(hop.sent), hop.key)])
+
+    # ------------------------------------------------ compared before it is used
+    def _compared_now(self, hop: Hop, t: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:
+        self._compare()
+        if not self._bad:
+            return copy
+        self._bad.clear()
+        damage = self._damage(hop, t, copy)
+        event = self.guard.judged(Bad(hop, damage), self.step)
+        if event.action == "raise":
+            raise policy.link_lied((event,))
+        if event.action == "warn":
+            return copy
+        if hop.staged:
+            raise policy.host_lied(event)
+        self.guard.demote(hop.link)
+        copy = transport(t, hop.link, True)
+        self.counts.staged += 1
+        again = hop._replace(staged=True, sent=self.reader.read(t, hop.key, False), arrived=self.reader.read(copy, hop.key, True))
+        self._pending.append(again)
+        self._compare()
+        if self._bad:
+            raise policy.host_lied(self.guard.judged(self._bad.pop(), self.step))
+        self.guard.tell(event)
+        return copy
+
+    def _tried_again(self, hop: Hop, t: torch.Tensor, good: torch.Tensor) -> Damage:
+        """The forward is being run again: the same tensor over the link that lied, only to see what it does to it."""
+        return by_bytes(host_bytes(good), host_bytes(transport(t, hop.link, False)), self._contents_before(hop))
+
+    def _contents_before(self, hop: Hop) -> list[int]:
+        return list(self._earlier.get((str(hop.link.dst), hop.size_B), ()))
+
+
+class _Cross(torch.autograd.Function):
+    """A crossing that can be differentiated; the gradient goes back under the same guard, compared before it is used."""
+
+    @staticmethod
+    def forward(ctx: Any, t: torch.Tensor, guard: Guard, link: Link) -> torch.Tensor:
+        ctx.guard, ctx.link = guard, link
+        return guard.session().carry(t, link)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        guard: Guard = ctx.guard
+        return guard.session().cross(grads[0], guard.link(*ctx.link.back())), None, None

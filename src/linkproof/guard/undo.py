@@ -1,0 +1,173 @@
+"""What a forward changes, noted before it runs, so that it can be run again as if it had not: the KV cache and the random numbers.
+
+In:      the arguments of the model's forward.
+Out:     Undo; `restore` may be called several times. None if something is in there that cannot be put back: then each hop is compared
+         before it is used (`strict`).
+Unknown: what a model keeps elsewhere (attributes of its own, Python's random) is not known here.
+Raises:  nothing.
+Source:  transformers' cache layers, by what their `update` does:
+             DynamicLayer appends and makes new tensors        its length is noted; putting back cuts
+             StaticLayer writes at its length, in place        its length is noted; the same slots are written again
+             DynamicSlidingWindowLayer makes new tensors       the old ones are kept until the forward is through: one window a layer
+             every other kind (recurrent states, static windows, quantised): its tensors are copied first
+"""
+
+# mypy: disable-error-code="no-untyped-call"
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+GROWS, STATIC, REPLACED = "DynamicLayer", "StaticLayer", "DynamicSlidingWindowLayer"
+HOME = "transformers.cache_utils"
+SIMPLE = (bool, int, float, str, torch.dtype, torch.device, type, type(None))
+
+
+class CannotUndo(Exception):
+    pass
+
+
+class Undo:
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], devices: Iterable[torch.device]) -> None:
+        """Raises CannotUndo."""
+        self._steps: list[Callable[[], None]] = []
+        self._lengths: dict[torch.device, list[Any]] = defaultdict(list)
+        self._inputs: list[tuple[torch.Tensor, int]] = []
+        for name, value in [*((None, a) for a in args), *kwargs.items()]:
+            self._keep(name, value)
+        for layers in self._lengths.values():  # one small copy per device, not one per layer
+            self._steps.append(_lengths_of(layers))
+        self._steps.append(_random_state(devices))
+
+    def restore(self) -> None:
+        with torch.no_grad():
+            for step in self._steps:
+                step()
+
+    def inputs_changed(self) -> bool:
+        """The model wrote into what it was given: the same forward cannot be run again."""
+        return any(t._version != version for t, version in self._inputs)
+
+    def _keep(self, name: str | None, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            if not value.is_inference():
+                self._inputs.append((value, value._version))
+        elif _is_cache(value):
+            self._cache(value)
+        elif isinstance(value, (tuple, list)):
+            for x in value:  # an older cache is tuples of tensors that a forward replaces
+                self._keep(None, x)
+        elif not isinstance(value, SIMPLE) and (name or "").startswith(("past", "cache")):
+            raise CannotUndo(type(value).__name__)
+
+    def _cache(self, cache: Any) -> None:
+        own = {k: _shallow(v) for k, v in vars(cache).items()}
+        layers = own.get("layers")
+        nested = [v for v in own.values() if _is_cache(v)]
+        if not isinstance(layers, list) and not nested:
+            raise CannotUndo(type(cache).__name__)
+        if any(isinstance(v, torch.Tensor) for v in own.values()):
+            raise CannotUndo(type(cache).__name__)
+
+        def put_back() -> None:
+            for k, v in own.items():
+                setattr(cache, k, _shallow(v))
+
+        self._steps.append(put_back)
+        for other in nested:
+            self._cache(other)
+        for layer in layers or ():
+            self._layer(layer)
+
+    def _layer(self, layer: Any) -> None:
+        kind = type(layer).__name__ if type(layer).__module__ == HOME else ""
+        state = {k: _shallow(v) for k, v in vars(layer).items()}
+        if kind == GROWS:
+            keys = state.pop("keys", None)
+            values = state.pop("values", None)
+            if keys is None:
+                state["keys"] = state["values"] = None
+            else:
+                state_length = keys.shape[-2] if keys.dim() > 1 else 0
+                empty = None if keys.dim() > 1 else (keys, values)
+                self._steps.append(lambda: _cut(layer, state_length, empty))
+            del keys, values  # or the old tensors would live on
+        elif kind == STATIC and isinstance(state.get("cumulative_length"), torch.Tensor):
+            length = state["cumulative_length"]
+            if length.device.type == "cpu":
+                self._steps.append(_copied(length))
+            else:
+                self._lengths[length.device].append(length)
+        elif kind != REPLACED:
+            self._steps += [_copied(t) for t in _tensors(state.values())]
+
+        def put_back() -> None:
+            for k, v in state.items():
+                setattr(layer, k, _shallow(v))
+
+        self._steps.append(put_back)
+
+
+def _is_cache(value: Any) -> bool:
+    return any(c.__name__ == "Cache" and c.__module__ == HOME for c in type(value).__mro__)
+
+
+def _shallow(value: Any) -> Any:
+    return value.copy() if isinstance(value, (dict, list)) else value
+
+
+def _tensors(values: Iterable[Any]) -> list[torch.Tensor]:
+    found = []
+    for v in values:
+        if isinstance(v, torch.Tensor):
+            found.append(v)
+        elif isinstance(v, dict):
+            found += _tensors(v.values())
+        elif isinstance(v, (tuple, list)):
+            found += _tensors(v)
+        elif not isinstance(v, SIMPLE):
+            raise CannotUndo(type(v).__name__)
+    return found
+
+
+def _copied(t: torch.Tensor) -> Callable[[], None]:
+    with torch.no_grad():
+        before = t.detach().clone()
+
+    def put_back() -> None:
+        t.copy_(before)
+
+    return put_back
+
+
+def _lengths_of(lengths: list[Any]) -> Callable[[], None]:
+    before = torch.stack(lengths)
+
+    def put_back() -> None:
+        for i, length in enumerate(lengths):
+            length.copy_(before[i])
+
+    return put_back
+
+
+def _cut(layer: Any, length: int, empty: tuple[Any, Any] | None) -> None:
+    if empty is not None:
+        layer.keys, layer.values = empty
+    else:
+        layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
+
+
+def _random_state(devices: Iterable[torch.device]) -> Callable[[], None]:
+    before = torch.default_generator.get_state()
+    gpus = [torch.cuda.default_generators[d.index] for d in devices if d.type == "cuda"]
+    offsets = [g.get_offset() for g in gpus]  # the seed stays
+
+    def put_back() -> None:
+        torch.default_generator.set_state(before)
+        for g, offset in zip(gpus, offsets, strict=True):
+            g.set_offset(offset)
+
+    return put_back

@@ -1,0 +1,171 @@
+"""What a forward does to a cache is undone bit by bit, for every kind of cache layer; what cannot be undone is said to be so."""
+
+# mypy: disable-error-code="no-untyped-call"
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed: there is no cache")
+pytest.importorskip("transformers", reason="transformers is not installed: there is no cache")
+
+import torch
+from transformers import DynamicCache, EncoderDecoderCache, StaticCache
+from transformers import cache_utils as kinds
+
+from linkproof.guard.undo import CannotUndo, Undo
+
+WINDOW, SLOTS = 6, 32
+
+
+def kv(tokens: int, seed: int) -> tuple[Any, Any]:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(2, 2, tokens, 4, generator=g), torch.randn(2, 2, tokens, 4, generator=g)
+
+
+def appended(layer: Any, tokens: int, seed: int) -> Any:
+    return layer.update(*kv(tokens, seed))
+
+
+def recurrent(layer: Any, tokens: int, seed: int) -> Any:
+    g = torch.Generator().manual_seed(seed)
+    conv = layer.update_conv_state(torch.randn(2, 8, 4, generator=g))
+    return conv.clone(), layer.update_recurrent_state(torch.randn(2, 3, 5, generator=g)).clone()
+
+
+LAYERS: dict[str, tuple[Callable[[], Any], Callable[..., Any]]] = {
+    "dynamic": (kinds.DynamicLayer, appended),
+    "sliding": (lambda: kinds.DynamicSlidingWindowLayer(WINDOW), appended),
+    "static": (lambda: kinds.StaticLayer(SLOTS), appended),
+    "static sliding": (lambda: kinds.StaticSlidingWindowLayer(SLOTS, WINDOW), appended),
+    "recurrent": (kinds.LinearAttentionLayer, recurrent),
+}
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    return bool(a == b)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("before", [0, 1, 4, 9])
+@pytest.mark.parametrize("tokens", [1, 3, 8])
+def test_the_same_step_gives_the_same_after_a_wrong_one_was_undone(name: str, before: int, tokens: int) -> None:
+    new, step = LAYERS[name]
+    cache, right = kinds.Cache(layers=[new(), new()]), kinds.Cache(layers=[new(), new()])
+    for c in (cache, right):
+        for layer in c.layers:
+            if before:
+                step(layer, before, 0)
+    undo = Undo((), {"past_key_values": cache}, ())
+    for wrong in (77, 78):  # it can be done more than once
+        for layer in cache.layers:
+            step(layer, tokens, wrong)
+        undo.restore()
+        assert name == "recurrent" or int(cache.get_seq_length()) == before
+    for i, (mine, theirs) in enumerate(zip(cache.layers, right.layers, strict=True)):
+        for seed in (5, 6):
+            got, want = step(mine, tokens, seed + i), step(theirs, tokens, seed + i)
+            assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+        assert same(vars(mine), vars(theirs))
+
+
+def test_a_static_cache_keeps_its_addresses() -> None:
+    layer: Any = kinds.StaticLayer(SLOTS)
+    appended(layer, 3, 0)
+    undo = Undo((), {"past_key_values": kinds.Cache(layers=[layer])}, ())
+    addresses = layer.keys.data_ptr(), layer.values.data_ptr(), layer.cumulative_length.data_ptr()
+    appended(layer, 1, 1)
+    undo.restore()
+    assert addresses == (layer.keys.data_ptr(), layer.values.data_ptr(), layer.cumulative_length.data_ptr())
+
+
+def test_a_growing_cache_is_not_kept_twice() -> None:
+    """Its old tensors may go as soon as the layer has let go of them."""
+    import weakref
+
+    layer = kinds.DynamicLayer()
+    appended(layer, 3, 0)
+    undo = Undo((), {"past_key_values": kinds.Cache(layers=[layer])}, ())
+    old = weakref.ref(layer.keys)
+    appended(layer, 1, 1)
+    assert old() is None
+    undo.restore()
+    assert layer.get_seq_length() == 3
+
+
+def test_layers_that_the_forward_added_are_gone_again() -> None:
+    cache = DynamicCache()
+    undo = Undo((cache,), {}, ())
+    cache.update(*kv(3, 0), 0)
+    cache.update(*kv(3, 0), 1)
+    undo.restore()
+    assert len(cache.layers) == 0 and cache.get_seq_length() == 0
+
+
+def test_both_halves_of_an_encoder_decoder_cache_are_undone() -> None:
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    cache.self_attention_cache.update(*kv(3, 0), 0)
+    undo = Undo((), {"past_key_values": cache}, ())
+    cache.self_attention_cache.update(*kv(1, 0), 0)
+    cache.cross_attention_cache.update(*kv(5, 0), 0)
+    cache.is_updated[0] = True
+    undo.restore()
+    assert cache.get_seq_length() == 3 and cache.cross_attention_cache.get_seq_length() == 0 and not cache.is_updated
+
+
+def test_random_numbers_come_again() -> None:
+    undo = Undo((), {}, ())
+    first = torch.rand(4)
+    undo.restore()
+    assert torch.equal(torch.rand(4), first)
+
+
+def test_what_nobody_knows_is_not_put_back_but_told() -> None:
+    class Strange:
+        pass
+
+    for name in ("past_key_values", "cache_params"):
+        with pytest.raises(CannotUndo, match="Strange"):
+            Undo((), {name: Strange()}, ())
+    layer: Any = kinds.DynamicSlidingWindowLayer(WINDOW)
+    layer.__class__ = type("Own", (kinds.DynamicSlidingWindowLayer,), {})
+    layer.secret = Strange()
+    with pytest.raises(CannotUndo, match="Strange"):
+        Undo((), {"past_key_values": kinds.Cache(layers=[layer])}, ())
+
+
+def test_older_caches_of_tuples_need_nothing() -> None:
+    past = ((torch.ones(1), torch.ones(1)),)
+    undo = Undo((), {"past_key_values": past}, ())
+    assert not undo.inputs_changed()
+    past[0][0].add_(1)
+    assert undo.inputs_changed()
+
+
+def test_static_lengths_of_one_device_are_noted_together() -> None:
+    from linkproof.sim.torch_device import install
+
+    install(4)
+    layers: list[Any] = [kinds.StaticLayer(SLOTS) for _ in range(3)]
+    for i, layer in enumerate(layers):
+        keys, values = kv(2 + i, i)
+        layer.update(keys.to("vgpu:1"), values.to("vgpu:1"))
+    undo = Undo((), {"past_key_values": kinds.Cache(layers=layers)}, ())
+    for layer in layers:
+        layer.update(*(x.to("vgpu:1") for x in kv(1, 9)))
+    undo.restore()
+    assert [int(layer.cumulative_length) for layer in layers] == [2, 3, 4]
+
+
+def test_caches_made_by_config_are_known() -> None:
+    from transformers import Qwen3Config
+
+    config = Qwen3Config(num_hidden_layers=2, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1)
+    for cache in (DynamicCache(config=config), StaticCache(config=config, max_cache_len=SLOTS)):
+        Undo((), {"past_key_values": cache}, ())
