@@ -401,16 +401,24 @@ def test_nothing_is_left_when_the_caller_is_ended_at_any_moment(number: signal.S
             )
             for i in range(5)
         ]
-        for parent in parents:
-            assert parent.stdout is not None
-            assert parent.stdout.readline() == b"up\n"
-        ends = sorted((chance.uniform(0, 2.5), parent.pid) for parent in parents)
-        began = time.monotonic()
-        for at, pid in ends:
-            time.sleep(max(0.0, began + at - time.monotonic()))
-            os.kill(pid, number)
-        for parent in parents:
-            assert parent.wait(5) == -number
-            assert gone_within(3, lambda pid=parent.pid: ours(f"{pid}-")), ours(f"{parent.pid}-")  # type: ignore[misc]
-            assert gone_within(1, lambda pid=parent.pid: folders(f"{pid}-"))  # type: ignore[misc]
-            parent.communicate()
+        try:
+            _ended_at_any_moment(parents, number, chance)
+        finally:
+            for parent in parents:
+                parent.kill()
+                parent.communicate()
+
+
+def _ended_at_any_moment(parents: list[subprocess.Popen[bytes]], number: signal.Signals, chance: random.Random) -> None:
+    for parent in parents:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"up\n"
+    ends = sorted((chance.uniform(0, 2.5), parent.pid) for parent in parents)
+    began = time.monotonic()
+    for at, pid in ends:
+        time.sleep(max(0.0, began + at - time.monotonic()))
+        os.kill(pid, number)
+    for parent in parents:
+        assert parent.wait(10) == -number
+        assert gone_within(3, lambda pid=parent.pid: ours(f"{pid}-")), ours(f"{parent.pid}-")  # type: ignore[misc]
+        assert gone_within(1, lambda pid=parent.pid: folders(f"{pid}-"))  # type: ignore[misc]
