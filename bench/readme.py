@@ -15,7 +15,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from linkproof.check import Checked
+from linkproof.checking import Checked
 from linkproof.cli import _parser
 from linkproof.measured import MODES
 from linkproof.probing import probed_check

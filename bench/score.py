@@ -59,7 +59,7 @@ class Row(NamedTuple):
 
 
 def in_process(evidence: Path, observations: Path | None) -> Said:
-    from linkproof.explain import explain_inputs
+    from linkproof.explaining import explain_inputs
     from linkproof.report.contract import as_json, report_of
 
     start = perf_counter()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -18,14 +17,7 @@ def start(folder: Path, *argv: str) -> subprocess.Popen[str]:
     (folder / "tmp").mkdir(parents=True)
     env = {**os.environ, "TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "XDG_CACHE_HOME": str(folder)}
     with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
-        return subprocess.Popen(
-            [sys.executable, "-m", "linkproof", "check", *argv], stdout=out, stderr=err, env=env, text=True, preexec_fn=listens_to_ctrl_c
-        )
-
-
-def listens_to_ctrl_c() -> None:
-    """A shell starts what runs in its background deaf to it, and that is passed on."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+        return subprocess.Popen([sys.executable, "-m", "linkproof", "check", *argv], stdout=out, stderr=err, env=env, text=True)
 
 
 def processes_of(pid: int) -> dict[int, str]:

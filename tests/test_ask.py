@@ -17,7 +17,7 @@ from linkproof.causes.reading import Reading
 from linkproof.cli import main
 from linkproof.diagnose.question_list import QUESTIONS
 from linkproof.diagnose.questions import answer_facts
-from linkproof.explain import explain, explain_inputs
+from linkproof.explaining import explain, explain_inputs
 from linkproof.model import Diagnosis, Fact
 
 GARBAGE = ({"check": "model", "split": "none", "result": "ok"}, {"check": "model", "split": "pipeline", "result": "garbage"})

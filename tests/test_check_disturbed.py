@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from linkproof.check import check
+from linkproof.checking import check
 from linkproof.cli import main
 from linkproof.measured import MODES, Case, Outcome, Probed
 from linkproof.probe.plan import Wish

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
-from linkproof.check import Checked, check
+import linkproof
+from linkproof.checking import Checked, check
 from linkproof.cli import main
 from linkproof.measured import BAD, MODES
 from linkproof.probe.plan import Wish
@@ -219,3 +220,13 @@ def test_one_engine_decides_the_exit_code_if_asked(tmp_path: Path, capsys: pytes
 def test_a_scenario_file_is_read_strictly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = scenario_file(tmp_path, "healthy-2xpcie", ("memory_GiB = 45", "memory_TiB = 45"))
     assert main(["check", "--sim", own]) == 2 and "memory_TiB" in capsys.readouterr().err
+
+
+def test_the_python_function_gives_what_the_command_says() -> None:
+    checked = linkproof.check(sim="iommu-translating-2xa6000", modes=["staged", "push"], pairs=[(0, 1)])
+    assert isinstance(checked, Checked) and checked.diagnosis.verdict == "faulty" and checked.diagnosis.causes[0].id == "iommu_translation"
+    assert checked.routes is not None and checked.routes.state(0, 1, "push") == "corrupt"
+    right = linkproof.check(sim="healthy-2xpcie", modes=["staged", "push"])
+    assert right.diagnosis.verdict != "faulty" and right.routes is not None and right.routes.state(1, 0, "push") == "verified"
+    quick = linkproof.check(quick=True)
+    assert quick.diagnosis.verdict != "healthy" and quick.probed is None, "nothing was measured"

@@ -147,7 +147,7 @@ def test_our_own_fault_exits_4_with_one_line_that_asks_for_a_report(dmesg: Path,
     def broken(*_: object, **__: object) -> None:
         raise KeyError("hf_AbCdEfGhIjKlMnOpQrStUvWx")
 
-    monkeypatch.setattr("linkproof.explain.explain_inputs", broken)
+    monkeypatch.setattr("linkproof.explaining.explain_inputs", broken)
     assert main(["explain", str(dmesg)]) == 4
     told = capsys.readouterr()
     assert told.out == "" and len(told.err.splitlines()) == 1
@@ -158,7 +158,7 @@ def test_debug_shows_the_traceback_of_our_own_fault(dmesg: Path, monkeypatch: py
     def broken(*_: object, **__: object) -> None:
         raise KeyError("x")
 
-    monkeypatch.setattr("linkproof.explain.explain_inputs", broken)
+    monkeypatch.setattr("linkproof.explaining.explain_inputs", broken)
     monkeypatch.setenv("LINKPROOF_DEBUG", "1")
     with pytest.raises(KeyError):
         main(["explain", str(dmesg)])
@@ -168,7 +168,7 @@ def test_ctrl_c_is_quiet(dmesg: Path, monkeypatch: pytest.MonkeyPatch, capsys: C
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("linkproof.explain.explain_inputs", interrupted)
+    monkeypatch.setattr("linkproof.explaining.explain_inputs", interrupted)
     assert main(["explain", str(dmesg)]) == 130
     told = capsys.readouterr()
     assert told.out + told.err == ""

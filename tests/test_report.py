@@ -11,7 +11,7 @@ import pytest
 
 import linkproof.report.contract as contract
 from linkproof.diagnose import diagnose
-from linkproof.explain import explain, explain_inputs
+from linkproof.explaining import explain, explain_inputs
 from linkproof.model import Consumer, Diagnosis, Event, Fact, Next, NotChecked, Note, Sign, Source, Weighed
 from linkproof.report.contract import Report, as_json, report_of
 from linkproof.report.layout import Piece, plain, width_of, wrapped

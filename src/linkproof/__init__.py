@@ -1,26 +1,40 @@
 """linkproof: can the GPUs of this machine pass data to each other, and if not, why?
 
-`import linkproof` loads neither torch nor rich; `linkproof.explain` and `linkproof.guard` load what they need when they are first used.
+    check()         sends data between the GPUs, verifies every byte, names the cause
+    explain(texts)  names the cause from logs
+    guard(model)    keeps a model that is split over GPUs right
+    verify(model)   the same prompts on one device and split over several
+
+`import linkproof` loads neither torch nor rich; each of these loads what it needs when it is first used.
 """
 
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "explain", "guard"]
+__all__ = ["__version__", "check", "explain", "guard", "verify"]
 
 if TYPE_CHECKING:
-    from linkproof.explain import explain
+    from linkproof.explaining import explain
     from linkproof.guard.watch import guard
+    from linkproof.probing import check_machine as check
+    from linkproof.verify.run import verify
 
 
 def __getattr__(name: str) -> object:
-    if name == "explain":
-        from linkproof.explain import explain
+    if name == "check":
+        from linkproof.probing import check_machine
 
-        globals()["explain"] = explain  # the import above has put the module there
+        return check_machine
+    if name == "explain":
+        from linkproof.explaining import explain
+
         return explain
     if name == "guard":
-        import linkproof.guard as module  # a module that can be called
+        import linkproof.guard as guard  # modules that can be called
 
-        return module
+        return guard
+    if name == "verify":
+        import linkproof.verify as verify
+
+        return verify
     raise AttributeError(f"module 'linkproof' has no attribute {name!r}")

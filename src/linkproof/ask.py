@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import TextIO
 
 from linkproof.errors import UsageError
-from linkproof.explain import explain_more
+from linkproof.explaining import explain_more
 from linkproof.model import Diagnosis, Fact, Next
 from linkproof.report.layout import Piece, plain, wrapped
 from linkproof.report.pages import page

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter, _SubParsersAction
+from argparse import REMAINDER, ArgumentParser, Namespace, RawDescriptionHelpFormatter, _SubParsersAction
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
@@ -95,6 +95,8 @@ class _Parser(ArgumentParser):
 def _language(argv: Sequence[str]) -> str:
     """--lang holds for help and errors too, so it is looked for before anything is parsed."""
     for i, word in enumerate(argv):
+        if word == "--":  # what stands behind it belongs to another program
+            break
         said = word[7:] if word.startswith("--lang=") else argv[i + 1] if word == "--lang" and i + 1 < len(argv) else ""
         if said in LANGS:
             return said
@@ -108,11 +110,14 @@ def _parser(lang: str) -> ArgumentParser:
     parser.add_argument("--version", action="version", version=f"linkproof {__version__}", help=t("show the version and exit"))
     parser.add_argument("--lang", choices=LANGS, help=t("language of the answer (default: from the locale)"))
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title=t("commands"), prog="linkproof")
+    _add_demo(commands, t)
     _add_check(commands, t)
     _add_env(commands, t)
     _add_topo(commands, t)
     _add_collect(commands, t)
     _add_explain(commands, t)
+    _add_verify(commands, t)
+    _add_run(commands, t)
     _add_causes(commands, t)
     return parser
 
@@ -124,6 +129,57 @@ def _command(commands: _SubParsersAction[_Parser], t: Teller, name: str, help_wo
     parser.add_argument("-h", "--help", action="help", help=t("show this help and exit"))
     parser.add_argument("--lang", choices=LANGS, help=t("language of the answer (default: from the locale)"))
     return parser
+
+
+def _add_demo(commands: _SubParsersAction[_Parser], t: Teller) -> None:
+    words = t("shows the failure and the cure on the CPU: a small Qwen3 on two virtual GPUs, whose link breaks")
+    codes = t("exit codes: 0 every step came out as it should, 1 one did not, 2 wrong usage or packages missing")
+    demo = _command(commands, t, "demo", words, codes)
+    demo.add_argument("--pause", action="store_true", help=t("wait for Enter between the steps"))
+
+
+def _add_verify(commands: _SubParsersAction[_Parser], t: Teller) -> None:
+    words = t("verifies a model: the same prompts on one device and split over several; names the link, weight or device that is at fault")
+    codes = t("exit codes: 0 healthy, 1 a finding, 2 wrong usage, 3 cannot tell, 4 a fault of linkproof")
+    examples = """\
+  linkproof verify Qwen/Qwen3-8B
+  linkproof verify qwen3-8b --tp 2
+  linkproof verify qwen3-0.6b --devices virtual:4 --fault zero,pairs=1->2"""
+    verify = _command(commands, t, "verify", words, f"{t('examples:')}\n{examples}\n\n{codes}")
+    add = verify.add_argument
+    add("model", metavar="MODEL", help=t("a folder, a hub id, or a built-in shape with random weights; an unknown name lists the shapes"))
+    add("--devices", default="cuda", help=t("cuda, cuda:0,2 or virtual:4 (simulated on the CPU; default: cuda)"))
+    add("--stages", type=int, default=0, metavar="N", help=t("split over the first N of these devices (default: all)"))
+    add(
+        "--device-map",
+        default="even",
+        metavar="MAP",
+        help=t("even (default), auto as accelerate does it, or a JSON file: module -> device number"),
+    )
+    add("--prompt", action="append", default=[], help=t("a text to ask; may be given again (default: some of ours)"))
+    add("--new", type=int, default=8, metavar="N", help=t("tokens that each prompt is answered with (default: 8)"))
+    add("--no-sample", dest="sample", action="store_false", help=t("leave sampling out, greedy decoding only"))
+    add("--seed", type=int, default=0, help=t("of random weights, prompts and sampling (default: 0)"))
+    add("--dtype", default="auto", help=t("auto (the checkpoint's; default), float32, bfloat16 or float16"))
+    add("--fault", action="append", default=[], metavar="KIND",
+        help=t("put a fault between virtual devices, as zero,pairs=0->1; may be given again"))  # fmt: skip
+    add("--tp", type=int, default=0, metavar="N", help=t("tensor parallel on N ranks as well"))
+    add("--timeout", type=float, default=3600.0, metavar="S", help=t("end it after so many seconds (default: 3600)"))
+    add("--format", choices=("text", "json"), default="text", help=t("form of the answer (default: text)"))
+
+
+def _add_run(commands: _SubParsersAction[_Parser], t: Teller) -> None:
+    words = t("runs a command in which every model that accelerate splits over several GPUs is guarded; the program is not changed")
+    codes = t("exit codes: the command's own, 128 + n if signal n ended it; 126, 127 if it cannot be started; 2 wrong usage")
+    run = _command(commands, t, "run", words, codes)
+    run.add_argument(
+        "--guard", default="deferred", metavar="MODE", help=t("deferred, strict, sampled, stage or observe (default: deferred)")
+    )
+    run.add_argument(
+        "--policy", default="heal", metavar="POLICY", help=t("what to do when a link lied: heal, raise or warn (default: heal)")
+    )
+    run.add_argument("--metrics", metavar="FILE", help=t("keep the guard's metrics in FILE, as Prometheus text"))
+    run.add_argument("cmd", nargs=REMAINDER, metavar="CMD", help=t("the command, behind --"))
 
 
 def _add_check(commands: _SubParsersAction[_Parser], t: Teller) -> None:
@@ -200,6 +256,18 @@ def _run(argv: Sequence[str], lang: str) -> int:
         from linkproof.machine import run
 
         return run(options, lang, _print, _width())
+    if options.command == "demo":
+        from linkproof.demo.story import run
+
+        return run(options, lang, _print, _width())
+    if options.command == "verify":
+        from linkproof.verifying import run as run_verify
+
+        return run_verify(options, lang, _print, _width())
+    if options.command == "run":
+        from linkproof.run.command import run as run_command
+
+        return run_command(options, lang)
     parser.print_help(sys.stderr)
     return USAGE
 
@@ -222,7 +290,7 @@ def _explain(options: Namespace, lang: str) -> int:
     import gc
 
     gc.disable()  # facts hold no cycles, and this process is short
-    from linkproof.explain import explain_inputs
+    from linkproof.explaining import explain_inputs
     from linkproof.progress import reading
 
     bar = reading(paths)

@@ -49,3 +49,19 @@ class NotMeasured(LinkproofError):
 
 class ParseError(Exception):
     """A text is not what its parser expects. Never reaches a person: the text is kept as unknown."""
+
+
+MODEL_PACKAGES = ("torch", "transformers", "accelerate")
+
+
+def model_packages() -> None:
+    """Raises UsageError if this Python cannot run a model."""
+    from importlib.util import find_spec
+
+    if gone := ", ".join(name for name in MODEL_PACKAGES if find_spec(name) is None):
+        raise UsageError(
+            "model-packages-missing",
+            (f"this runs a real model, and this Python has no {gone}", f"此命令要运行真实的模型，而当前 Python 中没有 {gone}"),
+            ("nothing was run", "没有运行任何内容"),
+            ("pip install 'linkproof[model]', where your model runs", "请在运行模型的环境中执行 pip install 'linkproof[model]'"),
+        )

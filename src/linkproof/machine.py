@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable
 
 from linkproof import __version__
-from linkproof.check import Checked, check
+from linkproof.checking import Checked, check
 from linkproof.collect.host import Host, Live, Recorded, Recorder
 from linkproof.errors import InputError, NotMeasured, UsageError
 from linkproof.measured import Probed

@@ -5,18 +5,18 @@ from __future__ import annotations
 import secrets
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 
 from linkproof import routes_cache
-from linkproof.check import Checked, check
+from linkproof.checking import Checked, check
 from linkproof.collect.host import Host, Live
 from linkproof.errors import UsageError
 from linkproof.measured import MODES, Probed
 from linkproof.probe.plan import Plan, Wish
 from linkproof.progress import trying
-from linkproof.prove import SIMULATED_NCCL, planned, prove
+from linkproof.prove import SIMULATED_NCCL, Told, planned, prove
 from linkproof.report.layout import Piece, Row, wrapped
 from linkproof.report.say import Teller
 
@@ -71,16 +71,16 @@ def _pair(text: str) -> tuple[int, int]:
 
 
 @contextmanager
-def machine(options: Namespace) -> Iterator[tuple[Host, str]]:
+def machine(sim: str | None) -> Iterator[tuple[Host, str]]:
     """(what is read, how its devices are reached): this machine, or a simulated one that goes when this ends."""
-    if options.sim is None:
+    if sim is None:
         yield Live("/"), "cuda"
         return
     from linkproof.sim.host import SimHost
     from linkproof.sim.scenario import load
     from linkproof.sim.virtual import create
 
-    scenario = load(options.sim)
+    scenario = load(sim)
     with tempfile.TemporaryDirectory(prefix="linkproof-sim-") as folder:
         create(scenario, folder)
         yield SimHost(scenario, folder), f"sim:{folder}"
@@ -88,16 +88,40 @@ def machine(options: Namespace) -> Iterator[tuple[Host, str]]:
 
 def probed_check(options: Namespace, lang: str) -> Checked:
     wanted = wish(options)
-    with machine(options) as (host, devices):
+    with trying(lang) as tell:
+        return _probed(options.sim, wanted, tell)
+
+
+def _probed(sim: str | None, wanted: Wish, tell: Told) -> Checked:
+    with machine(sim) as (host, devices):
         if devices == "cuda" and find_spec("torch") is None:
             return check(host, Probed((), (), notes=((NO_TORCH, {}),)))
-        with trying(lang) as tell:
-            probed = prove(devices, wanted, tell)
+        probed = prove(devices, wanted, tell)
         checked = check(host, probed)
     whole = not (wanted.pairs or wanted.modes)
     if devices == "cuda" and whole and probed.cards:
         routes_cache.save(probed, checked.key_parts)
     return checked
+
+
+def check_machine(
+    *,
+    sim: str | None = None,
+    quick: bool = False,
+    deep: bool = False,
+    pairs: Sequence[tuple[int, int]] = (),
+    modes: Sequence[str] = (),
+    force: bool = False,
+) -> Checked:
+    """`linkproof.check()`: what the command does, as a typed result: `.diagnosis` (verdict, causes, consumers), `.routes`, `.probed`, `.risks`.
+
+    sim: name or file of a simulated machine; quick: sends nothing; pairs: (source, destination) GPU numbers; modes: as `--mode`. Takes seconds
+    to minutes. Raises UsageError for a pair, mode or scenario that is not there.
+    """
+    if quick:
+        return check(Live("/"))
+    asked = Namespace(mode=list(modes), pair=[f"{src}:{dst}" for src, dst in pairs], deep=deep, force=force)
+    return _probed(sim, wish(asked), lambda done, of, case: None)
 
 
 # ---------------------------------------------------------------- plan and self-test
@@ -108,7 +132,7 @@ def show_plan(options: Namespace, lang: str, show: Show, width: int) -> int:
     from linkproof.probe.setup import Setup
     from linkproof.probe.workers.worker import Runner
 
-    with machine(options) as (_, devices), Runner(Setup(devices, 0)) as runner:
+    with machine(options.sim) as (_, devices), Runner(Setup(devices, 0)) as runner:
         cards, backend = runner.cards()
         virtual = backend == "virtual"  # then: what it would take on such a machine
         todo = planned(cards, "cuda" if virtual else backend, wish(options), SIMULATED_NCCL if virtual else None)
@@ -136,7 +160,7 @@ def self_test(options: Namespace, lang: str, show: Show, width: int) -> int:
     from linkproof.report.links_self_test import self_test_rows
     from linkproof.self_test import prove_the_verifier
 
-    with machine(options) as (_, devices), trying(lang) as tell:
+    with machine(options.sim) as (_, devices), trying(lang) as tell:
         results = prove_the_verifier(devices, secrets.randbits(64), tell)
     show(self_test_rows(results, Teller(lang), width))
     if not all(r.named for r in results if r.possible):

@@ -10,7 +10,7 @@ import yaml
 
 from linkproof.causes import causes
 from linkproof.diagnose import SURE
-from linkproof.explain import explain
+from linkproof.explaining import explain
 from linkproof.model import Diagnosis
 
 MACHINES: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load((Path(__file__).parent / "machines.yaml").read_text(encoding="utf-8"))

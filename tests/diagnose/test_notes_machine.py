@@ -6,7 +6,7 @@ import pytest
 
 from linkproof.causes.reading import Reading
 from linkproof.diagnose.notes import notes
-from linkproof.explain import explain
+from linkproof.explaining import explain
 from linkproof.model import Event, Fact, Iommu, KernelLog, Setting, Source
 
 CMDLINE = Source("/proc/cmdline", 1, "BOOT_IMAGE=/vmlinuz root=/dev/sda1 iommu=pt quiet")

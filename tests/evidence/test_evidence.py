@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from linkproof.check import check
+from linkproof.checking import check
 from linkproof.collect.bundle import unpack
 from linkproof.collect.evidence import read_evidence
 from linkproof.collect.host import Recorded

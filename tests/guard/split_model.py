@@ -1,4 +1,4 @@
-"""A tiny Qwen3 with random weights, split over four virtual GPUs by accelerate: what the tests of this folder guard."""
+"""A tiny Qwen3 with random weights, split over four virtual GPUs by accelerate, and a chain of layers: what the tests of this folder guard."""
 
 # mypy: disable-error-code="no-untyped-call"
 from __future__ import annotations
@@ -46,3 +46,35 @@ def tokens_of(model: Any, on: str = "vgpu:0", new: int = 4, prompt: torch.Tensor
     how = {"max_new_tokens": new, "do_sample": False} | more
     ids: torch.Tensor = model.generate(prompt.to(on), **how).cpu()
     return ids[:, prompt.shape[1] :].tolist()
+
+
+class Writer(torch.nn.Module):
+    """A layer that writes into its second input."""
+
+    def __init__(self, writes: bool) -> None:
+        super().__init__()
+        self.lin, self.writes, self.kept = torch.nn.Linear(4, 4), writes, None
+
+    def forward(self, x: Any, scale: Any) -> Any:
+        self.kept = scale
+        if self.writes:
+            scale.mul_(2)
+        return self.lin(x) * scale
+
+
+class Chain(torch.nn.Module):
+    def __init__(self, *writes: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = torch.nn.Linear(4, 4)
+        self.layers: Any = torch.nn.ModuleList(Writer(w) for w in writes)
+        self.between: Any = None
+
+    def forward(self, x: Any) -> Any:
+        x = self.first(x)
+        scale = x.sigmoid()
+        for i, layer in enumerate(self.layers):
+            x = layer(x, scale=scale)
+            if self.between is not None and i == 1:
+                self.between(scale)
+        return x, sum(layer.kept.cpu().sum() for layer in self.layers)

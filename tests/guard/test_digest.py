@@ -3,7 +3,6 @@
 # mypy: disable-error-code="no-untyped-call"
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -48,7 +47,12 @@ def plainly(data: bytes) -> int:
 
 
 if INTERPRETS:
+    from types import SimpleNamespace
+
     from linkproof.guard import digest_kernel
+    from linkproof.guard.copies import Link
+    from linkproof.guard.policy import MODES
+    from linkproof.guard.session import Carried, Hop, Session
 
     @pytest.mark.parametrize("most", [1, 3, 1024])
     @pytest.mark.parametrize("size_B", SIZES_B)
@@ -56,13 +60,18 @@ if INTERPRETS:
         monkeypatch.setattr(digest_kernel, "MOST_PROGRAMS", most)
         data = noise(size_B + 16, size_B)
         t = torch.from_numpy(data)
-        for at, key_ in ((0, 0), (8, MASK), (0, 0x0123456789ABCDEF)):
-            n = digest_kernel.programs(size_B)
-            out = torch.full((n + 2,), -1, dtype=torch.int64)
-            digest_kernel.launch(t.data_ptr() + at, out.data_ptr() + 8, size_B, key_)
-            words = out.numpy().view(np.uint64)
-            assert int(np.add.reduce(words[1:-1])) & MASK == content(data[at : at + size_B]) + key_ & MASK
-            assert words[0] == words[-1] == MASK  # and nothing else is written
+        n = digest_kernel.programs(size_B)
+        out = torch.full((4, n + 2), -1, dtype=torch.int64)
+        keys = ((0, 0), (8, MASK), (0, 0x0123456789ABCDEF))
+        rows = [digest_kernel.row(t.data_ptr() + at, out[i].data_ptr() + 8, size_B, key_) for i, (at, key_) in enumerate(keys)]
+        rows.append(digest_kernel.row(t.data_ptr(), out[3].data_ptr() + 8, 0, 5))  # a smaller one in the same launch
+        table = torch.from_numpy(np.array(rows, np.uint64).view(np.int64))
+        digest_kernel.launch(table.data_ptr(), 4, n, None)
+        words = out.numpy().view(np.uint64)
+        for i, (at, key_) in enumerate(keys):
+            assert int(np.add.reduce(words[i, 1:-1])) & MASK == content(data[at : at + size_B]) + key_ & MASK
+        assert (words[:, 0] == MASK).all() and (words[:, -1] == MASK).all()  # and nothing else is written
+        assert words[3, 1] == 5 and (words[3, 2:] == MASK).all()
 
     class Stream:
         waited = 0
@@ -70,38 +79,69 @@ if INTERPRETS:
         def synchronize(self) -> None:
             Stream.waited += 1
 
+    def on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # the index of a CPU
+        monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+        monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 7, raising=False)
+
     def test_the_reader_of_a_gpu_gives_the_number_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
         """All but the GPU itself: memory of the host, a kernel that is interpreted."""
-        monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-        monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+        on_the_host(monkeypatch)
         monkeypatch.setattr(reader, "RING_WORDS", 64)
         r = reader.Reader()
-        r._kernel, r._ring = digest_kernel, torch.zeros(64, dtype=torch.int64)
-        r._words = r._ring.numpy().view(np.uint64)
+        r._pin(digest_kernel, pin=False)
         t = torch.from_numpy(noise(4096).copy()).view(torch.bfloat16)
         forms = [t, t[1:], t[3:1001:2], t.reshape(32, 64).t(), t[7], t[:0], t.view(torch.float32), t.view(torch.int64), t[4:9]]
-        readings = [r._launch(x, 99 + i, bool(i % 2)) for i, x in enumerate(forms)]
+        readings = r._launch([(x, 99 + i) for i, x in enumerate(forms[:5])], False)
+        readings += [r._launch([(x, 104 + i)], bool(i % 2))[0] for i, x in enumerate(forms[5:])]
         r.wait()
         for i, (x, reading) in enumerate(zip(forms, readings, strict=True)):
             assert r.value(reading) == digest(content(host_bytes(x)), 99 + i)
         assert Stream.waited and len(set(readings)) == len(forms)
 
+    def test_a_full_ring_is_compared_and_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+        """More hops in one hook than there is room for: none is lost, and the one that lied is found."""
+        on_the_host(monkeypatch)
+        monkeypatch.setattr(reader, "RING_WORDS", 8)
+        monkeypatch.setattr(reader.Reader, "read_all", reader.Reader._launch)
+        r = reader.Reader()
+        r._pin(digest_kernel, pin=False)
+        monkeypatch.setattr(reader.Reader, "has_room", lambda self, _, *sizes_B: self._next + 2 * len(sizes_B) <= 8)
+        s = Session(SimpleNamespace(mode=MODES["observe"]))  # type: ignore[arg-type]
+        s.reader, link = r, Link(torch.device("cpu"), torch.device("cpu"))
+        tensors = [torch.from_numpy(noise(64, i).copy()) for i in range(11)]
+        copies = [t.clone() for t in tensors]
+        copies[6][3] ^= 1
+        hops = [Hop(link, i, i, 64, t.dtype, t.shape, False) for i, t in enumerate(tensors)]
+        s._unread = [Carried(h, t, c) for h, t, c in zip(hops, tensors, copies, strict=True)]
+        s.strict = False
+        s._read()
+        assert [b.hop.number for b in s.settle()] == [6]
+
     def test_numbers_that_never_came_are_not_equal(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-        monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+        on_the_host(monkeypatch)
         monkeypatch.setattr(digest_kernel, "launch", lambda *_: None)
         r = reader.Reader()
-        r._kernel, r._ring = digest_kernel, torch.zeros(64, dtype=torch.int64)
-        r._words = r._ring.numpy().view(np.uint64)
+        r._pin(digest_kernel, pin=False)
         t = torch.ones(8)
-        assert r.value(r._launch(t, 1, False)) != r.value(r._launch(t, 1, True))
+        assert r.value(r._launch([(t, 1)], False)[0]) != r.value(r._launch([(t, 1)], True)[0])
 
 else:
 
     def test_the_kernel_in_the_interpreter() -> None:
         """The tests above, in a child: Triton decides at its first import whether it interprets."""
         pytest.importorskip("triton", reason="triton is not installed: the kernel cannot be tried")
-        argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "number_of_the_host or never_came", __file__]
+        argv = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            "number_of_the_host or never_came or full_ring",
+            __file__,
+        ]
         done = subprocess.run(argv, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -111,10 +151,10 @@ import json
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from linkproof.guard import digest_kernel as k
-types = {"at": "i64", "out": "i64", "words": "i32", "tail_B": "i32", "key_low": "i32", "key_high": "i32", "BLOCK": "constexpr"}
+types = {"table": "i64", "BLOCK": "constexpr", "ROW": "constexpr"}
 out = {}
 for name, target in (("90", GPUTarget("cuda", 90, 32)), ("amd", GPUTarget("hip", "gfx942", 64))):
-    asm = compile(ASTSource(k.sum_words, types, {(6,): k.BLOCK}), target=target).asm
+    asm = compile(ASTSource(k.sum_words, types, {(1,): k.BLOCK, (2,): k.ROW}), target=target).asm
     out[name] = asm["ptx" if name == "90" else "amdgcn"]
 print(json.dumps(out))
 """

@@ -46,7 +46,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def can_undo(model: Any) -> bool:
+    """Before caches had layers, that of Gemma2 cannot be put back: it is compared hop by hop."""
+    return hasattr(transformers.cache_utils, "DynamicLayer") or model.config.model_type != "gemma2"
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if hasattr(transformers, f"{f}Config")])  # the oldest lacks Qwen3Next
 def test_the_tokens_of_every_family_are_right(family: str) -> None:
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(**SHAPE, **FAMILIES[family])
@@ -57,4 +62,5 @@ def test_the_tokens_of_every_family_are_right(family: str) -> None:
         for after in (0, 2):  # in the prompt, in the middle of decoding
             with guard(split, mode) as watch, FABRIC.broken(Fault("zero", pairs=("1->2",), after=after)):
                 assert tokens_of(split) == healthy
-            assert watch.demoted == ("vgpu:1 -> vgpu:2",) and watch.metrics.counts.reruns == (mode == "deferred")
+            assert watch.demoted == ("vgpu:1 -> vgpu:2",)
+            assert watch.metrics.counts.reruns == (mode == "deferred" and can_undo(split))

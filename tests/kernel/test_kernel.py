@@ -18,7 +18,7 @@ from kernel.guest import Report, Seen, StandIn, describe
 from kernel.initramfs import INSTALL
 from kernel.vm import ACS_PORTS, GPUS, NICS, PLAIN_PORTS, Booted
 from kernel.witness import Witnessed, witnessed
-from linkproof.check import check
+from linkproof.checking import check
 from linkproof.collect.bundle import unpack
 from linkproof.collect.host import Recorded
 from linkproof.model import Acs, Iommu

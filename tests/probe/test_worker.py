@@ -24,7 +24,6 @@ from linkproof.probe.workers import endings
 from linkproof.probe.workers.gang import Gang
 from linkproof.probe.workers.wire import Report, frame
 from linkproof.probe.workers.worker import Job, Runner
-from simulated import listens_to_ctrl_c
 
 HERE = Path(__file__).parent
 OK = Job(Case("push", (0, 1)), 5.0)
@@ -397,7 +396,6 @@ def test_nothing_is_left_when_the_caller_is_ended_at_any_moment(number: signal.S
                 [sys.executable, str(HERE / "long_run.py"), str(tmp_path / f"{batch}-{i}")],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                preexec_fn=listens_to_ctrl_c,
             )
             for i in range(5)
         ]

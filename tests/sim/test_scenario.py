@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from linkproof.check import Checked, check
+from linkproof.checking import Checked, check
 from linkproof.errors import UsageError
 from linkproof.model import Acs, Event, FabricManager, Gpu, KernelLog, PeerAccess, Platform
 from linkproof.model import Host as HostFact

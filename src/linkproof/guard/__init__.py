@@ -4,9 +4,17 @@
     with linkproof.guard(model, mode="strict"):  for a while; also covers copies that the caller's own code makes in there
 
     watch.py      Guard: what stands around the model's forward and generate
-    session.py    one thread's hops: carry, digest, compare          copies.py   where torch and accelerate are listened to
-    undo.py       what a forward changes, put back                   digest.py   the number of a tensor's bits
-    policy.py     modes, policies, events, LinkFault (no torch)      metrics.py  counts (no torch)
+    session.py    one thread's hops: carry, digest, compare          ears.py     where torch and accelerate are listened to
+    undo.py       what a forward changes, put back                   copies.py   how a tensor gets to another GPU
+    policy.py     modes, policies, events, LinkFault (no torch)      digest.py   the number of a tensor's bits
+    metrics.py    counts (no torch)
+
+    Layers that are split over ranks (tensor parallel), each rank calling `linkproof.guard(model)`:
+
+    ranks.py          RankGuard: the same around the forward       ranks_ears.py    where torch.distributed is listened to
+    ranks_session.py  one rank's collectives: read, compare        ranks_sum.py     is a sum the sum of its parts (ranks_kernel.py: on a GPU)
+    ranks_channel.py  how ranks compare notes: over the host       ranks_judge.py   whose fault it is, alike on every rank
+    ranks_words.py    events and LinkFaults (no torch)
 
 This package can be called, so `linkproof.guard` is the function whatever was imported first; only the call loads torch.
 """

@@ -8,6 +8,7 @@ Unknown: without Triton, and on other devices, reading waits for the device each
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from linkproof.probe.devices import U8
 log = logging.getLogger("linkproof.guard")
 MOST_B = 8 << 30  # the kernel counts words in 32 bits
 RING_WORDS = 1 << 16  # 512 KiB of pinned memory per thread
+TABLE_ROWS = 1 << 13  # 384 KiB
+ROWS_LEFT = 1 << 8  # for callers that read more than one tensor where they have asked for one
 POISON = (0x5A5A5A5A5A5A5A5A, 0xA5A5A5A5A5A5A5A5)  # for a source, for a destination: two numbers that never came are not equal
 Reading = int | tuple[int, int]  # the digest, or (first word in the ring, words)
 
@@ -26,23 +29,32 @@ Reading = int | tuple[int, int]  # the digest, or (first word in the ring, words
 class Reader:
     def __init__(self) -> None:
         self._kernel: Any = None
-        self._ring: torch.Tensor | None = None
-        self._words: Any = None
-        self._next = 0
-        self._streams: set[torch.cuda.Stream] = set()
+        self._pinned: tuple[torch.Tensor, ...] = ()
+        self._words: Any = None  # sums
+        self._rows: Any = None
+        self._words_at = self._rows_at = 0  # addresses
+        self._next = self._next_row = 0
+        self._streams: dict[tuple[int | None, int], torch.cuda.Stream] = {}
 
     def read(self, t: torch.Tensor, key: int, arrived: bool) -> Reading:
         """arrived: of the destination. The caller has seen to it that there is room."""
-        if t.device.type == "cuda" and self._triton() is not None:
-            return self._launch(t, key, arrived)
-        return digest(content(host_bytes(t)), key)
+        return self.read_all([(t, key)], arrived)[0]
 
-    def has_room(self, device: torch.device, size_B: int) -> bool:
-        """For both ends of a hop. If not: compare what is read, `reset`, go on."""
-        return device.type != "cuda" or self._triton() is None or self._next + 2 * self._kernel.programs(size_B) <= RING_WORDS
+    def read_all(self, what: Sequence[tuple[torch.Tensor, int]], arrived: bool) -> list[Reading]:
+        """Tensors of one device, each with the key of its hop, in one launch."""
+        if what[0][0].device.type == "cuda" and self._triton() is not None:
+            return self._launch(what, arrived)
+        return [digest(content(host_bytes(t)), key) for t, key in what]
+
+    def has_room(self, device: torch.device, *sizes_B: int) -> bool:
+        """For both ends of such hops. If not: compare what is read, `reset`, go on."""
+        if device.type != "cuda" or self._triton() is None:
+            return True
+        words = 2 * sum(map(self._kernel.programs, sizes_B))
+        return self._next + words <= RING_WORDS and self._next_row + max(ROWS_LEFT, 2 * len(sizes_B)) <= TABLE_ROWS
 
     def wait(self) -> None:
-        for stream in self._streams:
+        for stream in self._streams.values():
             stream.synchronize()
 
     def value(self, reading: Reading) -> int:
@@ -52,7 +64,7 @@ class Reader:
         return int(np.add.reduce(self._words[first : first + count])) & MASK or 1
 
     def reset(self) -> None:
-        self._next = 0
+        self._next = self._next_row = 0
         self._streams.clear()
 
     def _triton(self) -> Any:
@@ -60,30 +72,55 @@ class Reader:
             try:
                 from linkproof.guard import digest_kernel
 
-                self._kernel = digest_kernel
-                self._ring = torch.empty(RING_WORDS, dtype=torch.int64, pin_memory=True)
-                self._words = self._ring.numpy().view(np.uint64)
+                self._pin(digest_kernel, pin=True)
             except ImportError:
                 log.warning("guard: triton is not installed; tensors are read back to the host to be compared, which is slow")
                 self._kernel = False
         return self._kernel or None
 
-    def _launch(self, t: torch.Tensor, key: int, arrived: bool) -> Reading:
-        assert self._ring is not None
-        t = t.detach()
-        if not t.is_contiguous() or t.is_conj() or t.is_neg():
-            t = t.resolve_conj().resolve_neg().contiguous()
-        if t.data_ptr() % 8:
-            t = t.clone()
-        size_B = t.numel() * t.element_size()
-        count = self._kernel.programs(size_B)
-        first = self._next
-        self._next += count
-        self._words[first : first + count] = POISON[arrived]
-        with torch.cuda.device(t.device):
-            self._kernel.launch(t.data_ptr(), self._ring.data_ptr() + 8 * first, size_B, key)
-            self._streams.add(torch.cuda.current_stream())
-        return first, count
+    def _pin(self, kernel: Any, pin: bool) -> None:
+        self._kernel = kernel
+        words, rows = (torch.empty(shape, dtype=torch.int64, pin_memory=pin) for shape in ((RING_WORDS,), (TABLE_ROWS, kernel.ROW)))
+        self._pinned = words, rows
+        self._words, self._rows = words.numpy().view(np.uint64), rows.numpy().view(np.uint64)
+        self._words_at, self._rows_at = words.data_ptr(), rows.data_ptr()
+
+    def _launch(self, what: Sequence[tuple[torch.Tensor, int]], arrived: bool) -> list[Reading]:
+        kernel, most = self._kernel, 1
+        rows, made = [], []
+        readings: list[Reading] = []
+        begin = self._next
+        for t, key in what:
+            if t.requires_grad:
+                t = t.detach()
+            if not t.is_contiguous() or t.is_conj() or t.is_neg():
+                t = t.resolve_conj().resolve_neg().contiguous()
+            if t.data_ptr() % 8:
+                t = t.clone()
+            made.append(t)  # until it is read
+            row = kernel.row(t.data_ptr(), self._words_at + 8 * self._next, t.numel() * t.element_size(), key)
+            count = row[-1]
+            rows.append(row)
+            readings.append((self._next, count))
+            most = max(most, count)
+            self._next += count
+        self._words[begin : self._next] = POISON[arrived]
+        table = self._next_row
+        self._next_row += len(rows)
+        self._rows[table : self._next_row] = np.array(rows, np.uint64)
+        device = what[0][0].device.index
+        if device == torch.cuda.current_device():
+            self._on_current(device, table, len(rows), most)
+        else:
+            with torch.cuda.device(device):
+                self._on_current(device, table, len(rows), most)
+        return readings
+
+    def _on_current(self, device: int | None, table: int, rows: int, most: int) -> None:
+        self._kernel.launch(self._rows_at + 8 * self._kernel.ROW * table, rows, most, device)
+        place = device, torch._C._cuda_getCurrentRawStream(device)  # type: ignore[arg-type]
+        if place not in self._streams:
+            self._streams[place] = torch.cuda.current_stream()
 
 
 def host_bytes(t: torch.Tensor) -> U8:

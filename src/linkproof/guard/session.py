@@ -1,6 +1,7 @@
 """One thread's hops: carries tensors from GPU to GPU, takes a digest at both ends, compares them at once or at the end of the forward.
 
 In:      `begin`, then tensors from the ears (`deliver` from accelerate's hooks, `cross` from `.to` and copies), then `settle`, `end`.
+         What one hook hands over is `together`: copied first, then read, in one launch for each end; nothing runs in between.
 Out:     the copies; `settle` gives the hops whose ends differ, in order: the first is the first lie, what follows from it is right in itself.
 Unknown: a kernel that writes into a tensor behind torch's back (no version is counted up): such a copy would be served again.
 Raises:  LinkFault as the policy says.
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from collections.abc import Callable
+from itertools import groupby
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +23,7 @@ import torch
 
 from linkproof.guard import policy
 from linkproof.guard.classify import Damage, by_bytes, by_digest
-from linkproof.guard.copies import Border, Link, is_gpu, resolved, to, transport
+from linkproof.guard.copies import Link, is_gpu, to, transport
 from linkproof.guard.digest import content_of, key
 from linkproof.guard.metrics import Counts
 from linkproof.guard.reader import Reader, Reading, host_bytes, readable
@@ -37,11 +40,19 @@ class Hop(NamedTuple):
     number: int
     key: int
     size_B: int
-    dtype: str
-    shape: tuple[int, ...]
+    dtype: torch.dtype
+    shape: torch.Size
     staged: bool
-    sent: Reading
-    arrived: Reading
+    sent: Reading = 0
+    arrived: Reading = 0
+
+
+class Carried(NamedTuple):
+    """A hop that is to be read yet."""
+
+    hop: Hop
+    source: torch.Tensor
+    copy: torch.Tensor
 
 
 class Bad(NamedTuple):
@@ -56,6 +67,12 @@ class Served:
 
     def __init__(self, source: weakref.ref[torch.Tensor], version: int, copy: torch.Tensor) -> None:
         self.source, self.version, self.copy, self.copy_version, self.times = source, version, copy, copy._version, 1
+
+    def serves(self, t: torch.Tensor) -> bool:
+        """Gradients are to be summed as they would be without us."""
+        if self.source() is not t or self.version != t._version or self.copy_version != self.copy._version:
+            return False
+        return not (t.requires_grad and torch.is_grad_enabled())
 
     @property
     def written(self) -> bool:
@@ -75,11 +92,13 @@ class Session:
         self.retried: dict[int, Damage] | None = None  # hops to try once more over their link, and what that gave
         self.shared_written = False
         self._number = 0
+        self._unread: list[Carried] = []
+        self._together = False
         self._pending: list[Hop] = []
         self._bad: list[Bad] = []
-        self._served: dict[tuple[int, Any], Served] = {}
+        self._served: dict[tuple[int, Link], Served] = {}
         self._kept: list[Served] = []  # of sources that are gone
-        self._earlier: dict[tuple[str, int], deque[int]] = {}
+        self._earlier: dict[tuple[torch.device, int], deque[int]] = {}
 
     # ------------------------------------------------ one forward
     def begin(self, step: int, strict: bool, checks: bool) -> None:
@@ -99,6 +118,8 @@ class Session:
         self._forget()
 
     def _forget(self) -> None:
+        self._together = False
+        self._unread.clear()
         self._served.clear()
         self._kept.clear()
         self._pending.clear()
@@ -106,29 +127,24 @@ class Session:
         self.reader.reset()
 
     # ------------------------------------------------ from the hooks
-    def deliver(self, t: torch.Tensor, device: Any) -> torch.Tensor:
-        """What accelerate's hook hands to its module: the tensor on that device."""
-        if type(device) is Border:
-            link = self.guard.link(device.device, device.device, device)
+    def deliver(self, t: torch.Tensor, dst: torch.device | Link) -> torch.Tensor:
+        """What accelerate's hook hands to its module: the tensor on that device, or over that link."""
+        if type(dst) is Link:
+            link = dst
+        elif t.device == dst:
+            return t
+        elif is_gpu(t.device) and is_gpu(dst):  # type: ignore[arg-type]
+            link = self.guard.link(t.device, dst)  # type: ignore[arg-type]
         else:
-            dst = device if type(device) is torch.device else resolved(device)
-            if t.device == dst:
-                return t
-            if not (is_gpu(t.device) and is_gpu(dst)):
-                return to(t, dst)
-            link = self.guard.link(t.device, dst)
-        if not self._may_share(t):
-            return self.cross(t, link)
-        began = perf_counter()
+            return to(t, dst)
         place = id(t), link
         served = self._served.get(place)
-        if served is not None and served.source() is t and served.version == t._version and not served.written:
+        if served is not None and served.serves(t):
             served.times += 1
             self.counts.saved += 1
-            self.counts.overhead_s += perf_counter() - began
             return served.copy
         copy = self.cross(t, link)
-        if copy is not t:
+        if copy is not t and self._may_share(t):
             if served is not None and served.times > 1:
                 self._kept.append(served)
             self._served[place] = Served(weakref.ref(t, lambda _: self._drop(place)), t._version, copy)
@@ -137,9 +153,9 @@ class Session:
     def _may_share(self, t: torch.Tensor) -> bool:
         if not (self.shares and self.in_forward) or t.is_inference():  # an inference tensor counts no versions
             return False
-        return not (t.requires_grad and torch.is_grad_enabled())  # gradients are to be summed as they would be without us
+        return not (t.requires_grad and torch.is_grad_enabled())
 
-    def _drop(self, place: tuple[int, Any]) -> None:
+    def _drop(self, place: tuple[int, Link]) -> None:
         served = self._served.pop(place, None)
         if served is not None and served.times > 1:
             self._kept.append(served)
@@ -151,8 +167,25 @@ class Session:
             return crossed
         return self.carry(t, link)
 
+    def together(self, walk: Callable[..., Any], *args: Any) -> Any:
+        """What `walk` carries is read when all of it has been carried."""
+        if self._together:
+            return walk(*args)
+        self._together = True
+        try:
+            out = walk(*args)
+        except BaseException:
+            self._unread.clear()
+            raise
+        finally:
+            self._together = False
+        began = perf_counter()
+        self._read()
+        self.counts.overhead_s += perf_counter() - began
+        return out
+
     def carry(self, t: torch.Tensor, link: Link) -> torch.Tensor:
-        began, travelled_s, counts = perf_counter(), 0.0, self.counts
+        began, counts = perf_counter(), self.counts
         if t.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise policy.in_capture()
         number = self._number
@@ -162,11 +195,6 @@ class Session:
         index = late and size_B <= INDEX_B and not (t.dtype.is_floating_point or t.dtype.is_complex or t.dtype is torch.bool)
         can_read = readable(t, size_B)
         staged = self.mode.changes and (link.staged or self.mode.staged or index or not can_read)
-        compared = self.checks and can_read and size_B > 0
-        if compared and not self.reader.has_room(t.device, size_B):
-            self._compare()
-        key_ = key(self.step, number, size_B)
-        sent = self.reader.read(t, key_, False) if compared else 0
         left = perf_counter()
         copy = transport(t, link, staged)
         travelled_s = perf_counter() - left
@@ -176,19 +204,42 @@ class Session:
         per_link = counts.link(link.name)
         per_link.hops += 1
         per_link.size_B += size_B
-        if compared:
-            arrived = self.reader.read(copy, key_, True)
-            shape = tuple(t.shape)
-            hop = Hop(link, number, key_, size_B, str(t.dtype).removeprefix("torch."), shape, staged, sent, arrived)
-            self._pending.append(hop)
-            if self.strict:
-                copy = self._compared_now(hop, t, copy)
-            elif self.retried is not None and number in self.retried and staged:
-                self.retried[number] = self._tried_again(hop, t, copy)
+        if self.checks and can_read and size_B > 0:
+            hop = Hop(link, number, key(self.step, number, size_B), size_B, t.dtype, t.shape, staged)
+            self._unread.append(Carried(hop, t, copy))
+            if not self._together:
+                self._read()
         elif size_B:
             counts.unchecked += 1
         counts.overhead_s += perf_counter() - began - travelled_s
         return copy
+
+    def _read(self) -> None:
+        """Both ends of what was carried; in `strict` compared as well, and mended in place."""
+        carried, self._unread = self._unread, []
+        for _, run in groupby(carried, lambda c: c.hop.link):
+            self._read_ends(list(run))
+        if self.strict and carried:
+            self._compare()
+            if self._bad:
+                self._mend(carried)
+        elif self.retried is not None:
+            for c in carried:
+                if c.hop.number in self.retried and c.hop.staged:
+                    self.retried[c.hop.number] = self._tried_again(c.hop, c.source, c.copy)
+
+    def _read_ends(self, some: list[Carried]) -> None:
+        """Of one link."""
+        sizes_B, device = [c.hop.size_B for c in some], some[0].hop.link.src
+        if not self.reader.has_room(device, *sizes_B):
+            self._compare()
+            if len(some) > 1 and not self.reader.has_room(device, *sizes_B):
+                self._read_ends(some[: len(some) // 2])
+                self._read_ends(some[len(some) // 2 :])
+                return
+        sent = self.reader.read_all([(c.source, c.hop.key) for c in some], False)
+        arrived = self.reader.read_all([(c.copy, c.hop.key) for c in some], True)
+        self._pending += [c.hop._replace(sent=a, arrived=b) for c, a, b in zip(some, sent, arrived, strict=True)]
 
     def _compare(self) -> None:
         if not self._pending:
@@ -196,53 +247,59 @@ class Session:
         self.reader.wait()
         for hop in self._pending:
             sent, arrived = self.reader.value(hop.sent), self.reader.value(hop.arrived)
-            earlier = self._earlier.setdefault((str(hop.link.dst), hop.size_B), deque(maxlen=REMEMBERED))
+            earlier = self._earlier.setdefault((hop.link.dst, hop.size_B), deque(maxlen=REMEMBERED))
             content = content_of(sent, hop.key)
             if sent != arrived:
                 self.counts.mismatches += 1
                 self.counts.link(hop.link.name).mismatches += 1
-                self._bad.append(Bad(hop, by_digest(content_of(arrived, hop.key), hop.size_B, earlier)))
+                read = hop._replace(sent=sent, arrived=arrived)
+                self._bad.append(Bad(read, by_digest(content_of(arrived, hop.key), hop.size_B, earlier)))
             if content not in earlier:
                 earlier.append(content)
         self._pending.clear()
         self.reader.reset()
 
     def _damage(self, hop: Hop, sent: torch.Tensor, arrived: torch.Tensor) -> Damage:
-        earlier = self._earlier.get((str(hop.link.dst), hop.size_B), ())
+        earlier = self._earlier.get((hop.link.dst, hop.size_B), ())
         a, b = host_bytes(sent), host_bytes(arrived)
         return by_bytes(a, b, [c for c in earlier if c != content_of(self.reader.value(hop.sent), hop.key)])
 
     # ------------------------------------------------ compared before it is used
-    def _compared_now(self, hop: Hop, t: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:
-        self._compare()
-        if not self._bad:
-            return copy
-        self._bad.clear()
-        damage = self._damage(hop, t, copy)
-        event = self.guard.judged(Bad(hop, damage), self.step)
+    def _mend(self, carried: list[Carried]) -> None:
+        bad, self._bad = self._bad, []
+        by_number = {c.hop.number: c for c in carried}
+        for lie in bad:
+            self._mend_one(by_number[lie.hop.number]._replace(hop=lie.hop))
+
+    def _mend_one(self, c: Carried) -> None:
+        """The source still lives: what it sends over host memory is written into the copy that is in somebody's hands already."""
+        hop = c.hop
+        event = self.guard.judged(Bad(hop, self._damage(hop, c.source, c.copy)), self.step)
         if event.action == "raise":
             raise policy.link_lied((event,))
         if event.action == "warn":
-            return copy
+            return
         if hop.staged:
             raise policy.host_lied(event)
         self.guard.demote(hop.link)
-        copy = transport(t, hop.link, True)
+        with torch.no_grad():
+            c.copy.copy_(transport(c.source, hop.link, True))
+        for served in self._served.values():
+            if served.copy is c.copy:
+                served.copy_version = c.copy._version
         self.counts.staged += 1
-        again = hop._replace(staged=True, sent=self.reader.read(t, hop.key, False), arrived=self.reader.read(copy, hop.key, True))
-        self._pending.append(again)
+        self._read_ends([c._replace(hop=hop._replace(staged=True))])
         self._compare()
         if self._bad:
             raise policy.host_lied(self.guard.judged(self._bad.pop(), self.step))
         self.guard.tell(event)
-        return copy
 
     def _tried_again(self, hop: Hop, t: torch.Tensor, good: torch.Tensor) -> Damage:
         """The forward is being run again: the same tensor over the link that lied, only to see what it does to it."""
         return by_bytes(host_bytes(good), host_bytes(transport(t, hop.link, False)), self._contents_before(hop))
 
     def _contents_before(self, hop: Hop) -> list[int]:
-        return list(self._earlier.get((str(hop.link.dst), hop.size_B), ()))
+        return list(self._earlier.get((hop.link.dst, hop.size_B), ()))
 
 
 class _Cross(torch.autograd.Function):

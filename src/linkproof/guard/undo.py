@@ -10,6 +10,7 @@ Source:  transformers' cache layers, by what their `update` does:
              StaticLayer writes at its length, in place        its length is noted; the same slots are written again
              DynamicSlidingWindowLayer makes new tensors       the old ones are kept until the forward is through: one window a layer
              every other kind (recurrent states, static windows, quantised): its tensors are copied first
+         Before transformers 4.54 a cache has no layers: a DynamicCache is two lists of tensors and is cut alike, every other kind cannot be undone.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -67,6 +68,10 @@ class Undo:
         own = {k: _shallow(v) for k, v in vars(cache).items()}
         layers = own.get("layers")
         nested = [v for v in own.values() if _is_cache(v)]
+        if layers is None and type(cache).__module__ == HOME and type(cache).__name__ == "DynamicCache":
+            for name in ("key_cache", "value_cache"):
+                self._steps.append(_list_cut(cache, name, own.pop(name)))
+            layers = []
         if not isinstance(layers, list) and not nested:
             raise CannotUndo(type(cache).__name__)
         if any(isinstance(v, torch.Tensor) for v in own.values()):
@@ -158,6 +163,17 @@ def _cut(layer: Any, length: int, empty: tuple[Any, Any] | None) -> None:
         layer.keys, layer.values = empty
     else:
         layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
+
+
+def _list_cut(cache: Any, name: str, before: list[Any]) -> Callable[[], None]:
+    """The old tensors are not held, but for the empty ones of layers that were skipped."""
+    lengths = [x.shape[-2] if isinstance(x, torch.Tensor) and x.dim() > 1 else x for x in before]
+
+    def put_back() -> None:
+        now = zip(lengths, getattr(cache, name), strict=False)
+        setattr(cache, name, [x[..., :n, :] if isinstance(n, int) else n for n, x in now])
+
+    return put_back
 
 
 def _random_state(devices: Iterable[torch.device]) -> Callable[[], None]:

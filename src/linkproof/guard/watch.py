@@ -21,6 +21,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any
@@ -31,7 +32,8 @@ import torch
 from linkproof.errors import UsageError
 from linkproof.guard import policy as policies
 from linkproof.guard.classify import Damage
-from linkproof.guard.copies import Border, Link, hold, is_gpu, local, release
+from linkproof.guard.copies import Border, Link, is_gpu, local
+from linkproof.guard.ears import hold, release
 from linkproof.guard.metrics import Counts, Metrics, total
 from linkproof.guard.policy import Event, Policy
 from linkproof.guard.session import Bad, Session
@@ -43,14 +45,22 @@ EVENTS_KEPT = 1000
 
 
 def guard(model: torch.nn.Module, mode: str = "deferred", policy: Policy = "heal", every: int = 16) -> Guard:
-    """Guard a model from now on. every: of `sampled`, each k-th forward is compared."""
+    """Guard a model from now on. every: of `sampled`, each k-th forward is compared. Split over ranks: each of them calls this (ranks.py)."""
+    if any(
+        hasattr(p, "device_mesh") or hasattr(p, "_device_mesh") for p in (model, *model.parameters())
+    ):  # only then torch.distributed is needed
+        from linkproof.guard import ranks
+
+        group = ranks.group_of(model)
+        if group is not None:
+            return ranks.guard_ranks(model, mode, policy, every, group)
     return Guard(model, mode, policy, every)
 
 
 class Guard:
     def __init__(self, model: torch.nn.Module, mode: str = "deferred", policy: Policy = "heal", every: int = 16) -> None:
         self.mode, self.policy, self.every = policies.mode_named(mode), policies.checked(policy), max(1, every)
-        self.devices = _devices(model)
+        self.devices = self._places(model)
         self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._links: dict[tuple[torch.device, torch.device, Border | None], Link] = {}
         self._counts: list[Counts] = []
@@ -62,7 +72,7 @@ class Guard:
         self._told_strict = False
         self._on = True
         _not_compiled()
-        hold()
+        self._listen()
         self._model = model
         self._inner: dict[str, tuple[Any, Any]] = {}  # name: (ours, what stood there or None)
         self._wrap("forward", self._forward)
@@ -90,9 +100,18 @@ class Guard:
                     delattr(self._model, name)
                 else:
                     setattr(self._model, name, before)
-        release()
+        self._deafen()
         if self.metrics.counts.forwards:
             log.info("%s", self.metrics.line())
+
+    def _places(self, model: torch.nn.Module) -> tuple[torch.device, ...]:
+        return _devices(model)
+
+    def _listen(self) -> None:
+        hold()
+
+    def _deafen(self) -> None:
+        release()
 
     def _wrap(self, name: str, through: Callable[..., Any]) -> None:
         inner, before = getattr(self._model, name), self._model.__dict__.get(name)
@@ -213,7 +232,7 @@ class Guard:
         except CannotUndo as e:
             if not self._told_strict and not self.mode.strict:
                 self._told_strict = True
-                log.warning("guard: %s cannot be put back, so each hop is compared before it is used (strict)", e)
+                log.warning("guard: %s cannot be put back, so each hop is compared before it is used (strict)", str(e))
             return None
 
     # ------------------------------------------------ when a link lied
@@ -224,8 +243,8 @@ class Guard:
             step=step,
             hop=hop.number,
             size_B=hop.size_B,
-            dtype=hop.dtype,
-            shape=hop.shape,
+            dtype=str(hop.dtype).removeprefix("torch."),
+            shape=tuple(hop.shape),
             kind=damage.kind,
             action="",
             staged=hop.staged,
@@ -284,10 +303,12 @@ class Guard:
 
 @functools.cache
 def _not_compiled() -> None:
-    """What we do is no part of anybody's graph; what is called from here may be compiled. accelerate loads torch._dynamo as well."""
+    """What we do is no part of anybody's graph, but for ears.py; what is called from here may be compiled. accelerate loads torch._dynamo, too."""
     from torch._dynamo import trace_rules
 
-    trace_rules.add("linkproof.guard")
+    for file in Path(__file__).parent.glob("*.py"):
+        if file.stem not in ("__init__", "ears"):
+            trace_rules.add(f"{__package__}.{file.stem}")
 
 
 def _fold(guard: weakref.ref[Guard], counts: Counts) -> None:

@@ -31,7 +31,7 @@ from linkproof.routes import RouteTable
 
 
 class Checked(Protocol):
-    """What `linkproof.check.check` gives; the report does not know who made it."""
+    """What `linkproof.checking.check` gives; the report does not know who made it."""
 
     @property
     def diagnosis(self) -> Diagnosis: ...
