@@ -154,7 +154,7 @@ def manifest(**fields: Any) -> bytes:
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"hello", b"{", b"{}", b"\x1f\x8b", gzip.compress(b"hello"), tar_of("other.txt", b"x"), tar_of("x/manifest.json", b"not json"), manifest(entries=[{"key": 1}]),
+        b"", b"hello", b"{", b"{}", b"\x1f\x8b", gzip.compress(b"hello", mtime=0), tar_of("other.txt", b"x"), tar_of("x/manifest.json", b"not json"), manifest(entries=[{"key": 1}]),
         manifest(capture=2), manifest(entries=[{"key": "a", "data": "", "bytes64": "!"}]), tar_of("manifest.json", manifest())[:-40],
         b'{"capture": 1, "x": ' + b"[" * 200_000, tar_of("manifest.json", manifest())[:60] + b"\0" * 50,
     ],
