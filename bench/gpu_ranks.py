@@ -8,6 +8,7 @@ Exit 1 if there was a false alarm, if the lie was not named, or if the result wa
 # mypy: disable-error-code="no-untyped-call"
 from __future__ import annotations
 
+import faulthandler
 import os
 import subprocess
 import sys
@@ -17,20 +18,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-WIDTH, SUMS, TOKENS, TURNS = 4096, 72, 20, 5
+WIDTH, SUMS, TOKENS, TURNS = 4096, 72, 6, 3
+STUCK_S = 120
 
 
 def main() -> int:
     import torch
 
     one_card = torch.cuda.device_count() < 2
-    env = {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1"} if one_card else {}
+    env = {"GLOO_SOCKET_IFNAME": "lo"}  # a host name need not resolve
+    env |= {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1", "NCCL_SOCKET_IFNAME": "lo"} if one_card else {}
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
             subprocess.Popen([sys.executable, __file__, str(rank), folder], env={**os.environ, **env, "NCCL_HOSTID": f"host{rank}"})
             for rank in range(2)
         ]
-        return max(abs(rank.wait(300)) for rank in ranks)
+        return max(abs(rank.wait(2 * STUCK_S)) for rank in ranks)
 
 
 def rank_main(rank: int, folder: str) -> int:
@@ -39,6 +42,7 @@ def rank_main(rank: int, folder: str) -> int:
 
     from linkproof.guard.ranks import guard_ranks
 
+    faulthandler.dump_traceback_later(STUCK_S, exit=True)
     torch.cuda.set_device(rank % torch.cuda.device_count())
     store = dist.FileStore(str(Path(folder) / "store"), 2)  # type: ignore[attr-defined]
     dist.init_process_group("nccl", store=store, rank=rank, world_size=2)
@@ -69,7 +73,7 @@ def rank_main(rank: int, folder: str) -> int:
         torch.cuda.synchronize()
         return (time.perf_counter() - began) / tokens * 1e3
 
-    token_ms(5)
+    print(f"rank {rank}: {token_ms(3):.2f} ms a token before anything else", flush=True)
     bare, guarded, alarms, line = [], [], 0, ""
     for _ in range(TURNS):
         bare.append(token_ms())

@@ -219,8 +219,8 @@ def heard(n, frame):
     print("heard", signal.Signals(n).name, flush=True)
     sys.exit(7)
 signal.signal(signal.SIGTERM, heard)
-print("ready", *(f.isatty() for f in (sys.stdin, sys.stdout, sys.stderr)), flush=True)
 try:
+    print("ready", *(f.isatty() for f in (sys.stdin, sys.stdout, sys.stderr)), flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     print("interrupted", flush=True)

@@ -51,8 +51,9 @@ if INTERPRETS:
 
     from linkproof.guard import digest_kernel
     from linkproof.guard.copies import Link
+    from linkproof.guard.hops import Carried, Hop
     from linkproof.guard.policy import MODES
-    from linkproof.guard.session import Carried, Hop, Session
+    from linkproof.guard.session import Session
 
     @pytest.mark.parametrize("most", [1, 3, 1024])
     @pytest.mark.parametrize("size_B", SIZES_B)
@@ -92,8 +93,8 @@ if INTERPRETS:
         r._pin(digest_kernel, pin=False)
         t = torch.from_numpy(noise(4096).copy()).view(torch.bfloat16)
         forms = [t, t[1:], t[3:1001:2], t.reshape(32, 64).t(), t[7], t[:0], t.view(torch.float32), t.view(torch.int64), t[4:9]]
-        readings = r._launch([(x, 99 + i) for i, x in enumerate(forms[:5])], False)
-        readings += [r._launch([(x, 104 + i)], bool(i % 2))[0] for i, x in enumerate(forms[5:])]
+        readings = r._launch([(x, 99 + i, bool(i % 2)) for i, x in enumerate(forms[:5])])
+        readings += [r._launch([(x, 104 + i, bool(i % 2))])[0] for i, x in enumerate(forms[5:])]
         r.wait()
         for i, (x, reading) in enumerate(zip(forms, readings, strict=True)):
             assert r.value(reading) == digest(content(host_bytes(x)), 99 + i)
@@ -118,13 +119,27 @@ if INTERPRETS:
         s._read()
         assert [b.hop.number for b in s.settle()] == [6]
 
+    def test_another_stream_is_waited_for_before_the_number_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+        """What was carried on one stream and is read on another."""
+        on_the_host(monkeypatch)
+        waited: list[int | None] = []
+        monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+        r = reader.Reader()
+        r._pin(digest_kernel, pin=False)
+        t = torch.ones(8)
+        for used in ((), ((None, 7),), ((1, 8),), ((None, 7), (None, 8))):
+            r.used = set(used)
+            before = len(waited)
+            r._launch([(t, 1, False), (t, 2, True)])
+            assert len(waited) - before == ((None, 8) in r.used)
+
     def test_numbers_that_never_came_are_not_equal(monkeypatch: pytest.MonkeyPatch) -> None:
         on_the_host(monkeypatch)
         monkeypatch.setattr(digest_kernel, "launch", lambda *_: None)
         r = reader.Reader()
         r._pin(digest_kernel, pin=False)
         t = torch.ones(8)
-        assert r.value(r._launch([(t, 1)], False)[0]) != r.value(r._launch([(t, 1)], True)[0])
+        assert r.value(r._launch([(t, 1, False)])[0]) != r.value(r._launch([(t, 1, True)])[0])
 
 else:
 

@@ -84,7 +84,8 @@ def test_writing_into_what_one_was_given_is_seen_by_nobody_else(mode: str, write
         for _ in range(2):
             for got, want in zip(chain(x), bare(x), strict=True):
                 assert torch.equal(got.cpu(), want.cpu())
-    assert watch.metrics.counts.reruns == reruns and not watch.events
+    late = mode == "deferred" and (any(writes) or between)  # what is read at the end of the forward cannot be judged then
+    assert watch.metrics.counts.reruns == max(reruns, late) and not watch.events
 
 
 def test_copies_in_model_code_are_heard_whatever_they_are_called(model: Any) -> None:

@@ -8,7 +8,7 @@ Unknown: copies made in C++ or by `torch.as_tensor(t, device=...)`, gradients of
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -73,13 +73,24 @@ def transport(t: torch.Tensor, link: Link, staged: bool) -> torch.Tensor:
     """The copy itself; can be differentiated."""
     if not staged:
         return to(t, link.dst, copy=True) if link.border else to(t, link.dst)
-    if link.src.type == link.dst.type == "cuda":
-        host = to(t, "cpu", non_blocking=True)  # pinned; whoever reads it must wait for the source's stream
-        done = torch.cuda.current_stream(link.src).record_event()
-        torch.cuda.current_stream(link.dst).wait_event(done)
-        return to(host, link.dst, non_blocking=True)
-    host = t.clone() if link.src.type == "cpu" else t.cpu()
-    return to(host, link.dst)
+    return from_host(*on_host(t), link)
+
+
+def on_host(t: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """A copy in host memory, and on CUDA the event that says when it is there (the memory is pinned and nobody waits here)."""
+    if t.device.type == "cuda":
+        host = to(t, "cpu", non_blocking=True)
+        return host, torch.cuda.current_stream(t.device).record_event()
+    return t.clone() if t.device.type == "cpu" else t.cpu(), None
+
+
+def from_host(host: torch.Tensor, done: Any, link: Link) -> torch.Tensor:
+    if done is None or link.dst.type != "cuda":
+        if done is not None:
+            done.synchronize()
+        return to(host, link.dst)
+    torch.cuda.current_stream(link.dst).wait_event(done)
+    return to(host, link.dst, non_blocking=True)
 
 
 # ---------------------------------------------------------------- what was heard
@@ -119,11 +130,16 @@ def sent(send: Callable[..., Any], tensor: Any, device: Any, non_blocking: bool 
     session = local.session
     if session is None:
         return send(tensor, device, non_blocking=non_blocking, skip_keys=skip_keys)
-    if device is None or ((type(tensor) is dict or type(tensor) is tuple) and not tensor):
+    kind = type(tensor)
+    if device is None or ((kind is dict or kind is tuple) and not tensor):
         return tensor
-    if isinstance(device, Border):
+    if type(device) is Border:
         return session.together(_walk, session, tensor, session.guard.link(device.device, device.device, device), (), send)
-    dst = device if type(device) is torch.device and device.index is not None else resolved(device)
+    dst = _known.get(device)
+    if dst is None:
+        dst = resolved(device)
+    if kind is tuple and len(tensor) == 1 and isinstance(tensor[0], torch.Tensor) and tensor[0].device == dst:  # most calls
+        return tensor
     skip = (skip_keys,) if isinstance(skip_keys, str) else skip_keys or ()
     return tensor if _stays(tensor, dst, skip) else session.together(_walk, session, tensor, dst, skip, send)
 
@@ -143,7 +159,12 @@ def _stays(tree: Any, dst: torch.device, skip: Any) -> bool:
             if k not in skip and not _stays(v, dst, skip):
                 return False
         return True
-    return tree is None or kind in SCALARS
+    return tree is None or kind in SCALARS or _left_alone(tree)
+
+
+def _left_alone(x: Any) -> bool:
+    """What accelerate gives back as it is, a cache for one: it looks into what can be moved and into containers, and into nothing else."""
+    return not (isinstance(x, (tuple, list, Mapping)) or hasattr(x, "to"))
 
 
 def _walk(session: Session, tree: Any, dst: Any, skip: Any, send: Callable[..., Any]) -> Any:
@@ -154,7 +175,7 @@ def _walk(session: Session, tree: Any, dst: Any, skip: Any, send: Callable[..., 
         return kind([_walk(session, x, dst, skip, send) for x in tree])
     if kind is dict:
         return {k: v if k in skip else _walk(session, v, dst, skip, send) for k, v in tree.items()}
-    if tree is None or kind in SCALARS:
+    if tree is None or kind in SCALARS or _left_alone(tree):
         return tree
     if isinstance(dst, Link):
         return type(tree)({k: _walk(session, v, dst, skip, send) for k, v in tree.items()}) if hasattr(tree, "items") else tree

@@ -22,6 +22,7 @@ from msgspec import Struct
 from linkproof.errors import LinkproofError, UsageError
 
 ACTIONS = ("heal", "raise", "warn")
+WRITTEN = ("a layer has written into a copy that it shares with others", "某一层改写了与其他层共享的副本")
 
 
 class Mode(NamedTuple):
@@ -155,9 +156,11 @@ def host_lied(event: Event) -> LinkFault:
 
 
 def cannot_rerun(events: tuple[Event, ...], why: tuple[str, str]) -> LinkFault:
+    """events: () if no link lied, and a copy that several layers share was written into by one of them."""
+    what = (f"{events[0].link} delivered wrong data", f"{events[0].link} 传错了数据") if events else WRITTEN
     return LinkFault(
         "cannot-roll-back",
-        (f"{events[0].link} delivered wrong data, and {why[0]}", f"{events[0].link} 传错了数据，并且{why[1]}"),
+        (f"{what[0]}, and {why[0]}", f"{what[1]}，并且{why[1]}"),
         (
             "the forward cannot be run again with the same input; no token of it was released",
             "无法用相同输入重新运行这次前向；其 token 未被输出",

@@ -233,13 +233,15 @@ class RankGuard(Guard):
                     better = msgspec.structs.replace(event, ranks=odd)
                     with self._lock:
                         self.events = deque((better if e is event else e for e in self.events), maxlen=EVENTS_KEPT)
-            self.tell(better)
+            if place == 0:  # one line for a forward: the others are in `events`
+                self.tell(better, len(mending))
 
     def tell(self, event: Event, times: int = 1) -> None:
         """By the first rank; the others know the same."""
         if self._session.channel.me == 0 and isinstance(event, RankEvent):
             done = {"heal": f"mended; {self.name} go through host memory from now on", "warn": "left as it is"}[event.action]
-            log.warning("guard: %s; %d so far: %s", ranks_words.said(event)[0], times, done)
+            log.warning("guard: %s; %d of that kind so far: %s" if event.action == "warn" else "guard: %s; %d collectives of this forward: %s",
+                        ranks_words.said(event)[0], times, done)  # fmt: skip
 
     def _event(self, found: Found, session: RankSession, records: Sequence[Record]) -> RankEvent:
         record = next((r for r in records if r.number == found.number), None)

@@ -8,13 +8,14 @@ Unknown: without Triton, and on other devices, reading waits for the device each
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from linkproof.guard.digest import MASK, content, digest
+from linkproof.guard.digest import MASK, U64, content, digest
 from linkproof.probe.devices import U8
 
 log = logging.getLogger("linkproof.guard")
@@ -24,6 +25,7 @@ TABLE_ROWS = 1 << 13  # 384 KiB
 ROWS_LEFT = 1 << 8  # for callers that read more than one tensor where they have asked for one
 POISON = (0x5A5A5A5A5A5A5A5A, 0xA5A5A5A5A5A5A5A5)  # for a source, for a destination: two numbers that never came are not equal
 Reading = int | tuple[int, int]  # the digest, or (first word in the ring, words)
+Wanted = tuple[torch.Tensor, int, bool]  # the key of its hop; arrived: of the destination
 
 
 class Reader:
@@ -34,17 +36,25 @@ class Reader:
         self._rows: Any = None
         self._words_at = self._rows_at = 0  # addresses
         self._next = self._next_row = 0
-        self._streams: dict[tuple[int | None, int], torch.cuda.Stream] = {}
+        self._streams: dict[tuple[int | None, int], torch.cuda.Stream] = {}  # to wait for
+        self._known_streams: dict[tuple[int | None, int], torch.cuda.Stream] = {}
+        self.used: set[tuple[int | None, int]] = set()  # (device, stream) of what is read later than it was carried; its owner empties it
 
     def read(self, t: torch.Tensor, key: int, arrived: bool) -> Reading:
         """arrived: of the destination. The caller has seen to it that there is room."""
-        return self.read_all([(t, key)], arrived)[0]
+        return self.read_all([(t, key, arrived)])[0]
 
-    def read_all(self, what: Sequence[tuple[torch.Tensor, int]], arrived: bool) -> list[Reading]:
-        """Tensors of one device, each with the key of its hop, in one launch."""
+    def read_all(self, what: Sequence[Wanted]) -> list[Reading]:
+        """Tensors of one device, in one launch."""
         if what[0][0].device.type == "cuda" and self._triton() is not None:
-            return self._launch(what, arrived)
-        return [digest(content(host_bytes(t)), key) for t, key in what]
+            return self._launch(what)
+        return [digest(content(host_bytes(t)), key) for t, key, _ in what]
+
+    def will_read(self, *devices: torch.device) -> None:
+        """Later, and perhaps while another stream is the current one."""
+        for device in devices:
+            if device.type == "cuda":
+                self.used.add((device.index, torch._C._cuda_getCurrentRawStream(device.index)))
 
     def has_room(self, device: torch.device, *sizes_B: int) -> bool:
         """For both ends of such hops. If not: compare what is read, `reset`, go on."""
@@ -61,6 +71,8 @@ class Reader:
         if isinstance(reading, int):
             return reading
         first, count = reading
+        if count == 1:
+            return int(self._words[first]) or 1
         return int(np.add.reduce(self._words[first : first + count])) & MASK or 1
 
     def reset(self) -> None:
@@ -85,12 +97,14 @@ class Reader:
         self._words, self._rows = words.numpy().view(np.uint64), rows.numpy().view(np.uint64)
         self._words_at, self._rows_at = words.data_ptr(), rows.data_ptr()
 
-    def _launch(self, what: Sequence[tuple[torch.Tensor, int]], arrived: bool) -> list[Reading]:
+    def _launch(self, what: Sequence[Wanted]) -> list[Reading]:
         kernel, most = self._kernel, 1
-        rows, made = [], []
+        rows: list[int] = []
+        poison: list[int] = []
+        made = []
         readings: list[Reading] = []
         begin = self._next
-        for t, key in what:
+        for t, key, arrived in what:
             if t.requires_grad:
                 t = t.detach()
             if not t.is_contiguous() or t.is_conj() or t.is_neg():
@@ -100,27 +114,38 @@ class Reader:
             made.append(t)  # until it is read
             row = kernel.row(t.data_ptr(), self._words_at + 8 * self._next, t.numel() * t.element_size(), key)
             count = row[-1]
-            rows.append(row)
+            rows += row
+            poison += (POISON[arrived],) * count
             readings.append((self._next, count))
             most = max(most, count)
             self._next += count
-        self._words[begin : self._next] = POISON[arrived]
-        table = self._next_row
-        self._next_row += len(rows)
-        self._rows[table : self._next_row] = np.array(rows, np.uint64)
+        self._words[begin : self._next] = _u64(poison)
+        table, count = self._next_row, len(what)
+        self._next_row += count
+        self._rows[table : self._next_row] = _u64(rows).reshape(count, kernel.ROW)
         device = what[0][0].device.index
         if device == torch.cuda.current_device():
-            self._on_current(device, table, len(rows), most)
+            self._on_current(device, table, count, most)
         else:
             with torch.cuda.device(device):
-                self._on_current(device, table, len(rows), most)
+                self._on_current(device, table, count, most)
         return readings
 
     def _on_current(self, device: int | None, table: int, rows: int, most: int) -> None:
-        self._kernel.launch(self._rows_at + 8 * self._kernel.ROW * table, rows, most, device)
         place = device, torch._C._cuda_getCurrentRawStream(device)  # type: ignore[arg-type]
+        if self.used and any(used[0] == device and used != place for used in self.used):
+            torch.cuda.synchronize(device)
+        self._kernel.launch(self._rows_at + 8 * self._kernel.ROW * table, rows, most, device)
         if place not in self._streams:
-            self._streams[place] = torch.cuda.current_stream()
+            stream = self._known_streams.get(place)
+            if stream is None:
+                stream = self._known_streams[place] = torch.cuda.current_stream()
+            self._streams[place] = stream
+
+
+def _u64(numbers: list[int]) -> U64:
+    """Quicker than numpy makes one of Python's integers."""
+    return np.frombuffer(array("Q", numbers), np.uint64)
 
 
 def host_bytes(t: torch.Tensor) -> U8:

@@ -89,7 +89,10 @@ class Undo:
 
     def _layer(self, layer: Any) -> None:
         kind = type(layer).__name__ if type(layer).__module__ == HOME else ""
-        state = {k: _shallow(v) for k, v in vars(layer).items()}
+        state = vars(layer).copy()
+        for k, v in state.items():
+            if isinstance(v, (dict, list)):
+                state[k] = v.copy()
         if kind == GROWS:
             keys = state.pop("keys", None)
             values = state.pop("values", None)

@@ -10,6 +10,8 @@ Source:  the forward is compared at its own end, not a step later: one wait per 
 
 A forward that was lied to is run again with the links that lied going through host memory: KV cache cut back, random numbers as before.
 Where the cache cannot be put back (undo.py), that forward is compared hop by hop, as in `strict`.
+With the policy `heal` small hops are read at the end of the forward (session.py). What they say is a suspicion until the forward, run again
+in any case, has confirmed it; a model that writes into what crosses is noticed by that, accuses nobody, and is read at each hop afterwards.
 """
 
 from __future__ import annotations
@@ -34,9 +36,10 @@ from linkproof.guard import policy as policies
 from linkproof.guard.classify import Damage
 from linkproof.guard.copies import Border, Link, is_gpu, local
 from linkproof.guard.ears import hold, release
+from linkproof.guard.hops import Bad
 from linkproof.guard.metrics import Counts, Metrics, total
 from linkproof.guard.policy import Event, Policy
-from linkproof.guard.session import Bad, Session
+from linkproof.guard.session import Session
 from linkproof.guard.undo import CannotUndo, Undo
 
 log = logging.getLogger("linkproof.guard")
@@ -70,6 +73,7 @@ class Guard:
         self._steps = itertools.count()
         self._before: list[Session | None] = []
         self._told_strict = False
+        self.reads_late = self.mode.changes and not self.mode.strict and policy == "heal"
         self._on = True
         _not_compiled()
         self._listen()
@@ -187,8 +191,9 @@ class Guard:
             session.shares = False
         session.counts.overhead_s += perf_counter() - began
         first: list[Event] = []
+        again = False
         while True:
-            session.begin(step, strict, checks)
+            session.begin(step, strict, checks, again)
             error: Exception | None = None
             out = None
             try:
@@ -205,15 +210,34 @@ class Guard:
                     raise error from None
                 raise
             session.counts.overhead_s += perf_counter() - began
+            confirmed = session.confirmed()
+            if confirmed:
+                self._judge(confirmed, step, first)
             if first and session.retried is not None:
                 self._learned(first, session.retried)
                 first = []
-            again = self._judge(bad, step, first) if bad else False
+            suspects = [b for b in bad if b.hop.late]
+            if suspects and undo is not None and undo.inputs_changed():  # there will be no second look
+                for b in suspects:
+                    session.mismatched(b.hop.link)
+                suspects = []
+            bad = [b for b in bad if b not in suspects]
+            again = (self._judge(bad, step, first) if bad else False) or bool(suspects)
+            if session.unjudged:
+                self.read_early()
+                if not again and not session.shared_written and undo is not None and undo.inputs_changed():
+                    session.counts.unchecked += session.unjudged
+                    log.warning(
+                        "guard: forward %d writes into its inputs and cannot be run again: %d hops unchecked", step, session.unjudged
+                    )
+                else:
+                    again = True
             if not again and not (session.shared_written and undo is not None):
                 if error is not None:
                     raise error
                 return out
             assert undo is not None
+            again = True
             del out
             if undo.inputs_changed():
                 raise policies.cannot_rerun(tuple(first), ("the model writes into its own inputs", "模型会改写自己的输入"))
@@ -221,7 +245,8 @@ class Guard:
                 session.shares = False
                 log.warning("guard: this model writes into tensors that it was given; each layer gets a copy of its own from now on")
             session.counts.reruns += 1
-            session.retried = {b.hop.number: b.damage for b in bad if not b.hop.staged}
+            session.retried = {b.hop.number: b.damage for b in (*bad, *suspects) if not b.hop.staged}
+            session.suspect(suspects)
             undo.restore()
 
     def _undo(self, args: Any, kwargs: Any) -> Undo | None:
@@ -286,6 +311,12 @@ class Guard:
             with self._lock:
                 self.events = deque((better if e is event else e for e in self.events), maxlen=EVENTS_KEPT)
             self.tell(better)
+
+    def read_early(self) -> None:
+        """This model, or somebody beside it, writes into what crosses."""
+        if self.reads_late:
+            self.reads_late = False
+            log.warning("guard: what crosses is written into in this model; each hop is read when it is carried from now on")
 
     def demote(self, link: Link) -> None:
         link.staged = True
