@@ -27,7 +27,7 @@ test: $(VENV)/.installed-dev
 	@$(MAKE) --no-print-directory test-oldest
 
 test-oldest: $(OLD)/.installed
-	OMP_NUM_THREADS=1 $(OLD)/bin/python -m pytest -n 2 $(addprefix tests/guard/test_,guard.py decoding.py families.py undo.py fault_table.py) -k 'not test_fault_table or zero or stale or nobody or whatever_all'
+	OMP_NUM_THREADS=1 $(OLD)/bin/python -m pytest -n 2 --dist loadfile $(addprefix tests/guard/test_,guard.py decoding.py families.py undo.py fault_table.py) -k 'not test_fault_table or zero or stale or nobody or whatever_all'
 
 bench: $(VENV)/.installed-dev
 	@$(BIN)/python -m compileall -q src

@@ -6,7 +6,7 @@ In:      how many devices; `probe.faults.Fault`s, and which tensors they may tou
 Out:     the Fabric, one per process: `hops` lists what went from device to device. Every operation runs on the CPU's kernels, so a model
          gives what it gives on the CPU; mixing two devices raises what torch raises. torch, transformers and accelerate stay as they are.
          Gradients: `torch.autograd.set_multithreading_enabled(False)` around `backward`, for torch has no thread for these devices.
-Unknown: accelerate's weights on the CPU or the disk are not for these devices (a parameter that goes to meta loses its type). Kinds that need time or memory behind the end (hang, slow, reorder, neighbour, atomics_lost) change no bytes here. A copy that
+Unknown: torch.compile sees these tensors as objects of a class of its own, not as tensors. Kinds that need time or memory behind the end (hang, slow, reorder, neighbour, atomics_lost) change no bytes here. A copy that
          loses bytes leaves what the memory held: what came to that device last, in that size, else zeros, as a caching allocator would.
 Raises:  LinkproofError if this torch cannot have a device made in Python (2.9 can).
 Source:  torch.utils.backend_registration: a PrivateUse1 backend in Python, which PyTorch calls experimental: for tests and the demo only.
