@@ -40,7 +40,7 @@ def rank_main(rank: int, folder: str) -> int:
     import torch
     import torch.distributed as dist
 
-    from linkproof.guard.ranks import guard_ranks
+    from linkproof.guard.ranks.watch import guard_ranks
 
     faulthandler.dump_traceback_later(STUCK_S, exit=True)
     torch.cuda.set_device(rank % torch.cuda.device_count())

@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torch.distributed.tensor
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-import linkproof.guard.ranks  # noqa: F401  in the server's memory, so that no rank has to import it
+import linkproof.guard.ranks.watch  # noqa: F401  in the server's memory, so that no rank has to import it
 
 ANSWER_S = 60.0
 LAYERS = 2

@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM
 
 import linkproof
 from linkproof.errors import LinkproofError
-from linkproof.guard import ranks_channel
-from linkproof.guard.ranks import guard_ranks
+from linkproof.guard.ranks import channel as ranks_channel
+from linkproof.guard.ranks.watch import guard_ranks
 
 NEW = 4
 PER_FORWARD = 6  # embedding, 2 layers with 2 sums each, logits
@@ -392,14 +392,14 @@ def dies(at: str) -> Answer:
         if i == AT and dist.get_rank() == 1 and at == "in a forward":
             os._exit(1)
 
-    begin = linkproof.guard.ranks_session.RankSession.begin  # type: ignore[attr-defined]
+    begin = linkproof.guard.ranks.session.RankSession.begin  # type: ignore[attr-defined]
 
     def ends(self: Any, step: int, *more: Any) -> None:
         if step == 1 and dist.get_rank() == 1 and at == "between forwards":
             os._exit(1)
         begin(self, step, *more)
 
-    linkproof.guard.ranks_session.RankSession.begin = ends  # type: ignore[attr-defined]
+    linkproof.guard.ranks.session.RankSession.begin = ends  # type: ignore[attr-defined]
     return guarded("deferred", link(damage))
 
 

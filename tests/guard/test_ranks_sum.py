@@ -19,9 +19,10 @@ pytest.importorskip("torch", reason="torch is not installed: there is no tensor"
 
 import torch
 
-from linkproof.guard import ranks_judge, ranks_sum
-from linkproof.guard.ranks_judge import CODES, Found, Made, compare, minority
-from linkproof.guard.ranks_sum import BLOCKS, Sum, judge, project
+from linkproof.guard.ranks import judge as ranks_judge
+from linkproof.guard.ranks import sum as ranks_sum
+from linkproof.guard.ranks.judge import CODES, Found, Made, compare, minority
+from linkproof.guard.ranks.sum import BLOCKS, Sum, judge, project
 
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -48,7 +49,8 @@ def verdict(parts: list[torch.Tensor], results: list[torch.Tensor]) -> Sum:
 
 
 if INTERPRETS:
-    from linkproof.guard import ranks_kernel, ranks_session
+    from linkproof.guard.ranks import kernel as ranks_kernel
+    from linkproof.guard.ranks import session as ranks_session
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])  # numpy, which interprets, has no bfloat16
     @pytest.mark.parametrize("numel", [1, 9, 64, 1000, 40000])
@@ -85,7 +87,7 @@ else:
     COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from linkproof.guard import ranks_kernel as k
+from linkproof.guard.ranks import kernel as k
 types = {"at": "i64", "out": "i64", "numel": "i32", "size": "i32", "TYPE": "constexpr", "ALIGN": "constexpr", "LANES": "constexpr"}
 for target in (GPUTarget("cuda", 90, 32), GPUTarget("hip", "gfx942", 64)):
     for dtype, kind in k.TYPES.items():

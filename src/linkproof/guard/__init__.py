@@ -10,12 +10,7 @@
     policy.py     modes, policies, events, LinkFault (no torch)      digest.py   the number of a tensor's bits
     metrics.py    counts (no torch)                                  classify.py what is wrong with the bytes
 
-    Layers that are split over ranks (tensor parallel), each rank calling `linkproof.guard(model)`:
-
-    ranks.py          RankGuard: the same around the forward       ranks_ears.py    where torch.distributed is listened to
-    ranks_session.py  one rank's collectives: read, compare        ranks_sum.py     is a sum the sum of its parts (ranks_kernel.py: on a GPU)
-    ranks_channel.py  how ranks compare notes: over the host       ranks_judge.py   whose fault it is, alike on every rank
-    ranks_words.py    events and LinkFaults (no torch)
+    ranks/        layers that are split over ranks (tensor parallel), each rank calling `linkproof.guard(model)`
 
 This package can be called, so `linkproof.guard` is the function whatever was imported first; only the call loads torch.
 """

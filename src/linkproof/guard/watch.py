@@ -48,11 +48,11 @@ EVENTS_KEPT = 1000
 
 
 def guard(model: torch.nn.Module, mode: str = "deferred", policy: Policy = "heal", every: int = 16) -> Guard:
-    """Guard a model from now on. every: of `sampled`, each k-th forward is compared. Split over ranks: each of them calls this (ranks.py)."""
+    """Guard a model from now on. every: of `sampled`, each k-th forward is compared. Split over ranks: each of them calls this (ranks/)."""
     if any(
         hasattr(p, "device_mesh") or hasattr(p, "_device_mesh") for p in (model, *model.parameters())
     ):  # only then torch.distributed is needed
-        from linkproof.guard import ranks
+        from linkproof.guard.ranks import watch as ranks
 
         group = ranks.group_of(model)
         if group is not None:

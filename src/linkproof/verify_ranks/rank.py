@@ -25,7 +25,7 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
 from linkproof.errors import LinkproofError
-from linkproof.guard.ranks_words import said as in_words
+from linkproof.guard.ranks.words import said as in_words
 from linkproof.guard.watch import guard
 from linkproof.verify_ranks import Lied, RankSaid, RankTask
 from linkproof.verify_ranks.shards import compare

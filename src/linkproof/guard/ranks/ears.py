@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 
 if TYPE_CHECKING:
-    from linkproof.guard.ranks_session import RankSession
+    from linkproof.guard.ranks.session import RankSession
 
 
 class Local(threading.local):

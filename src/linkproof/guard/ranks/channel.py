@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from linkproof.guard.ranks_words import rank_gone
+from linkproof.guard.ranks.words import rank_gone
 
 I64 = NDArray[np.int64]
 HEAD_W = 8

@@ -63,7 +63,7 @@ def signs(size: int, device: torch.device) -> torch.Tensor:
 
 
 def project(t: torch.Tensor) -> F64:
-    """[2, BLOCKS]: signed sums, sums of squares. Waits for the device; `ranks_kernel` does the same without."""
+    """[2, BLOCKS]: signed sums, sums of squares. Waits for the device; `kernel` does the same without."""
     size = block_of(t.numel())
     x = t.detach().reshape(-1).to(torch.float64)
     if x.numel() < size * BLOCKS:

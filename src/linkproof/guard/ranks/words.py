@@ -1,6 +1,6 @@
 """What is told when ranks do not hold the same: events and the LinkFaults made of them. No torch in here.
 
-In:      what `ranks_judge` found, alike on every rank.
+In:      what `judge` found, alike on every rank.
 Out:     RankEvent, LinkFault, and which of several answers holds for all (`strictest`).
 Raises:  nothing; the faults are raised by `ranks`.
 """

@@ -3,7 +3,7 @@
 In:      a model loaded with tp_plan="auto" under torch.distributed (`guard` sees it by its parameters), or any model that makes collectives
          in its forward (`guard_ranks`), a mode and a policy (policy.py), the same on every rank.
 Out:     RankGuard: context manager and plain object; `events` (RankEvent), `metrics`, `demoted`, `remove()`.
-Unknown: see ranks_ears.py, ranks_judge.py and ranks_sum.py. If one rank alone raises in its forward, it is not run again: the others wait in
+Unknown: see ears.py, judge.py and sum.py. If one rank alone raises in its forward, it is not run again: the others wait in
          a collective, and only a GPU's waiting can be left (`rank-gone`); gloo's ends when the process does.
 Raises:  UsageError if there is one rank only, or the ranks ask for different guards; LinkFault on every rank alike.
 Source:  modes. `deferred`: all collectives of a forward are compared at its end, before anything of it is released; a lie cuts the KV cache back
@@ -29,12 +29,13 @@ import torch
 import torch.distributed as dist
 
 from linkproof.guard import policy as policies
-from linkproof.guard import ranks_ears, ranks_words
 from linkproof.guard.policy import Event, Policy
-from linkproof.guard.ranks_channel import Channel
-from linkproof.guard.ranks_judge import CODES, Found
-from linkproof.guard.ranks_session import AGREED, GENERATED, RankSession, Record, signed
-from linkproof.guard.ranks_words import PARTED, RankEvent
+from linkproof.guard.ranks import ears as ranks_ears
+from linkproof.guard.ranks import words as ranks_words
+from linkproof.guard.ranks.channel import Channel
+from linkproof.guard.ranks.judge import CODES, Found
+from linkproof.guard.ranks.session import AGREED, GENERATED, RankSession, Record, signed
+from linkproof.guard.ranks.words import PARTED, RankEvent
 from linkproof.guard.watch import EVENTS_KEPT, FIRST_FORWARDS, Guard, _is_prompt, _worth_a_line
 
 log = logging.getLogger("linkproof.guard")

@@ -6,7 +6,7 @@ Unknown: tensors whose bits cannot be read (sparse, wrapped): let through, count
 Raises:  LinkFault ("ranks-diverge") from `begin`'s comparison of the inputs, before the first collective of the forward; what `judged` raises.
 
 All numbers are taken where the tensor is; on a GPU a kernel writes them into pinned memory of the host. A collective costs a digest of its
-result and, for a sum, two projections (ranks_sum.py); a forward costs one exchange of all numbers at its end, and one of a few words, for the
+result and, for a sum, two projections (sum.py); a forward costs one exchange of all numbers at its end, and one of a few words, for the
 inputs, that is under way while the forward begins.
 """
 
@@ -28,14 +28,14 @@ from torch.distributed.distributed_c10d import _resolve_process_group  # type: i
 from linkproof.guard import policy
 from linkproof.guard.digest import content_of, key, of_zeros
 from linkproof.guard.metrics import Counts
-from linkproof.guard.ranks_channel import I64, Channel
-from linkproof.guard.ranks_ears import Collective
-from linkproof.guard.ranks_judge import CODES, Found, Made, compare, minority
-from linkproof.guard.ranks_sum import BLOCKS, F64, SUMMED, project
+from linkproof.guard.ranks.channel import I64, Channel
+from linkproof.guard.ranks.ears import Collective
+from linkproof.guard.ranks.judge import CODES, Found, Made, compare, minority
+from linkproof.guard.ranks.sum import BLOCKS, F64, SUMMED, project
 from linkproof.guard.reader import Reader, Reading, readable
 
 if TYPE_CHECKING:
-    from linkproof.guard.ranks import RankGuard
+    from linkproof.guard.ranks.watch import RankGuard
 
 REMEMBERED = 8
 RING_WORDS = 1 << 16  # 512 KiB of pinned memory
@@ -81,7 +81,7 @@ class Projector:
             return False
         if self._kernel is None:
             try:
-                from linkproof.guard import ranks_kernel
+                from linkproof.guard.ranks import kernel as ranks_kernel
 
                 self._kernel = ranks_kernel
                 self._ring = torch.empty(RING_WORDS, dtype=torch.float64, pin_memory=True)

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from linkproof.guard.ranks_channel import I64
-from linkproof.guard.ranks_sum import BLOCKS, judge
+from linkproof.guard.ranks.channel import I64
+from linkproof.guard.ranks.sum import BLOCKS, judge
 
 CODES = ("changed", "zeros", "stale")
 

@@ -3,7 +3,7 @@
 In:      addresses as plain integers (the tensor's, a multiple of its element size), element count, room for `2 * BLOCKS * programs` float64.
 Out:     [BLOCKS, programs, 2]: signed sum and sum of squares of what each program has read. Launched on the current stream; nobody waits here.
 Raises:  whatever Triton raises if it cannot build.
-Source:  ranks_sum.py; a test holds both equal.
+Source:  sum.py; a test holds both equal.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from linkproof.guard.digest_kernel import _mixed
-from linkproof.guard.ranks_sum import BLOCKS, block_of
+from linkproof.guard.ranks.sum import BLOCKS, block_of
 from linkproof.probe.gpu.kernels import _pointer
 
 LANES, WARPS = 1024, 4
