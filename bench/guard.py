@@ -47,7 +47,7 @@ from accelerate import dispatch_model  # noqa: E402
 from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, remove_hook_from_submodules  # noqa: E402
 from transformers import Qwen3Config, Qwen3ForCausalLM  # noqa: E402
 
-from linkproof.guard.copies import Border  # noqa: E402
+from linkproof.guard.copies import Border, local  # noqa: E402
 from linkproof.guard.digest import content, digest  # noqa: E402
 from linkproof.guard.policy import LinkFault  # noqa: E402
 from linkproof.guard.reader import host_bytes  # noqa: E402
@@ -83,6 +83,13 @@ class Borders(ModelHook):  # type: ignore[misc]
         return accelerate.hooks.send_to_device(tree, border) if Borders.guarded else _copied(tree, self.device)
 
     def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        """Where several GPUs are, accelerate's own hook sends both, and the guard listens to that hook; here to this one."""
+        session = local.session
+        if Borders.guarded and session is not None:
+            return session.together(self._pre_forward, module, *args, **kwargs)
+        return self._pre_forward(module, *args, **kwargs)
+
+    def _pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
         cache = kwargs.pop("past_key_values", None)
         args, kwargs = self._send(args, self.from_before), self._send(kwargs, self.from_home)
         if cache is not None:
@@ -400,10 +407,10 @@ def clean(args: argparse.Namespace, say: Callable[[str], None]) -> bool:
         differ = 0
         for _ in range(2):  # the second time without the compiler's front end
             for i, t in enumerate(tensors):
-                reading = session.reader.read(t, i << 40 | i, bool(i % 2))
-                session.reader.wait()
-                differ += session.reader.value(reading) != digest(content(host_bytes(t)), i << 40 | i)
-                session.reader.reset()
+                reading = session.ends.reader.read(t, i << 40 | i, bool(i % 2))
+                session.ends.reader.wait()
+                differ += session.ends.reader.value(reading) != digest(content(host_bytes(t)), i << 40 | i)
+                session.ends.reader.reset()
         say(f"digests of the device that are not those of the host: {differ} of {2 * len(tensors)}")
         step = 0
         began = time.perf_counter()

@@ -51,7 +51,7 @@ if INTERPRETS:
 
     from linkproof.guard import digest_kernel
     from linkproof.guard.copies import Link
-    from linkproof.guard.hops import Carried, Hop
+    from linkproof.guard.hops import Carried
     from linkproof.guard.policy import MODES
     from linkproof.guard.session import Session
 
@@ -64,8 +64,9 @@ if INTERPRETS:
         n = digest_kernel.programs(size_B)
         out = torch.full((4, n + 2), -1, dtype=torch.int64)
         keys = ((0, 0), (8, MASK), (0, 0x0123456789ABCDEF))
-        rows = [digest_kernel.row(t.data_ptr() + at, out[i].data_ptr() + 8, size_B, key_) for i, (at, key_) in enumerate(keys)]
-        rows.append(digest_kernel.row(t.data_ptr(), out[3].data_ptr() + 8, 0, 5))  # a smaller one in the same launch
+        whole, rest = divmod(size_B, 8)
+        rows = [(t.data_ptr() + at, out[i].data_ptr() + 8, whole, rest, key_, n) for i, (at, key_) in enumerate(keys)]
+        rows.append((t.data_ptr(), out[3].data_ptr() + 8, 0, 0, 5, 1))  # a smaller one in the same launch
         table = torch.from_numpy(np.array(rows, np.uint64).view(np.int64))
         digest_kernel.launch(table.data_ptr(), 4, n, None)
         words = out.numpy().view(np.uint64)
@@ -93,12 +94,13 @@ if INTERPRETS:
         r._pin(digest_kernel, pin=False)
         t = torch.from_numpy(noise(4096).copy()).view(torch.bfloat16)
         forms = [t, t[1:], t[3:1001:2], t.reshape(32, 64).t(), t[7], t[:0], t.view(torch.float32), t.view(torch.int64), t[4:9]]
-        readings = r._launch([(x, 99 + i, bool(i % 2)) for i, x in enumerate(forms[:5])])
-        readings += [r._launch([(x, 104 + i, bool(i % 2))])[0] for i, x in enumerate(forms[5:])]
+        keys = np.arange(99, 99 + len(forms), dtype=np.uint64)
+        readings = [r._launch([(x, bool(i % 2)) for i, x in enumerate(forms[:5])], keys[:5])]
+        readings += [r._launch([(x, bool(i % 2))], keys[5 + i : 6 + i]) for i, x in enumerate(forms[5:])]
         r.wait()
-        for i, (x, reading) in enumerate(zip(forms, readings, strict=True)):
-            assert r.value(reading) == digest(content(host_bytes(x)), 99 + i)
-        assert Stream.waited and len(set(readings)) == len(forms)
+        values = [int(value) for some in readings for value in r.values(some)]
+        assert values == [digest(content(host_bytes(x)), 99 + i) for i, x in enumerate(forms)]
+        assert Stream.waited and len(set(values)) == len(forms)
 
     def test_a_full_ring_is_compared_and_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
         """More hops in one hook than there is room for: none is lost, and the one that lied is found."""
@@ -109,12 +111,11 @@ if INTERPRETS:
         r._pin(digest_kernel, pin=False)
         monkeypatch.setattr(reader.Reader, "has_room", lambda self, _, *sizes_B: self._next + 2 * len(sizes_B) <= 8)
         s = Session(SimpleNamespace(mode=MODES["observe"]))  # type: ignore[arg-type]
-        s.reader, link = r, Link(torch.device("cpu"), torch.device("cpu"))
+        s.ends.reader, link = r, Link(torch.device("cpu"), torch.device("cpu"))
         tensors = [torch.from_numpy(noise(64, i).copy()) for i in range(11)]
         copies = [t.clone() for t in tensors]
         copies[6][3] ^= 1
-        hops = [Hop(link, i, i, 64, t.dtype, t.shape, False) for i, t in enumerate(tensors)]
-        s._unread = [Carried(h, t, c) for h, t, c in zip(hops, tensors, copies, strict=True)]
+        s._unread = [Carried(link, i, t, c, 64, False) for i, (t, c) in enumerate(zip(tensors, copies, strict=True))]
         s.strict = False
         s._read()
         assert [b.hop.number for b in s.settle()] == [6]
@@ -130,7 +131,7 @@ if INTERPRETS:
         for used in ((), ((None, 7),), ((1, 8),), ((None, 7), (None, 8))):
             r.used = set(used)
             before = len(waited)
-            r._launch([(t, 1, False), (t, 2, True)])
+            r._launch([(t, False), (t, True)], np.array([1, 2], np.uint64))
             assert len(waited) - before == ((None, 8) in r.used)
 
     def test_numbers_that_never_came_are_not_equal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +140,8 @@ if INTERPRETS:
         r = reader.Reader()
         r._pin(digest_kernel, pin=False)
         t = torch.ones(8)
-        assert r.value(r._launch([(t, 1, False)])[0]) != r.value(r._launch([(t, 1, True)])[0])
+        key_ = np.ones(1, np.uint64)
+        assert r.value(r._launch([(t, False)], key_)) != r.value(r._launch([(t, True)], key_))
 
 else:
 

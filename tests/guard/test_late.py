@@ -95,9 +95,9 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
     read_all = Reader.read_all
 
-    def counted(self: Reader, what: Any) -> Any:
+    def counted(self: Reader, what: Any, keys: Any) -> Any:
         made.append(len(what))
-        return read_all(self, what)
+        return read_all(self, what, keys)
 
     monkeypatch.setattr(Reader, "read_all", counted)
     return made
@@ -110,7 +110,8 @@ def test_all_of_a_forward_is_read_at_once_on_each_gpu(model: Any, healthy: Any, 
     with guard(model) as watch:
         assert tokens_of(model) == healthy
     counts = watch.metrics.counts
-    assert len(readings) == 4 * counts.forwards and sum(readings) == 2 * counts.hops  # four GPUs, both ends
+    assert len(readings) == 4 * counts.forwards  # four GPUs
+    assert counts.hops + 4 * counts.forwards < sum(readings) < 2 * counts.hops  # every copy, and once what has gone to several
     assert not watch.events and counts.reruns == counts.mismatches == counts.unchecked == 0
 
 
@@ -224,7 +225,7 @@ def test_no_more_memory_is_kept_than_said(model: Any, healthy: Any, sum_B: int, 
         nonlocal most
         wait(self, c)
         if len(self._late) > 1:
-            most = max(most, sum(x.hop.size_B for x in self._late))
+            most = max(most, sum(x.size_B for x in self._late))
 
     monkeypatch.setattr(Session, "_wait_to_read", watched)
     for fault, said in ((Fault("zero", pairs=("1->2",), after=2), ("vgpu:1 -> vgpu:2",)), (None, ())):
@@ -249,11 +250,11 @@ def test_a_ring_that_is_full_loses_no_hop(model: Any, healthy: Any, readings: li
         used = 0
         reset(self)
 
-    def filled(self: Reader, what: Any) -> Any:
+    def filled(self: Reader, what: Any, keys: Any) -> Any:
         nonlocal used
         used += len(what)
         assert used <= 6
-        return read_all(self, what)
+        return read_all(self, what, keys)
 
     monkeypatch.setattr(Reader, "reset", emptied)
     monkeypatch.setattr(Reader, "read_all", filled)

@@ -4,8 +4,9 @@
     with linkproof.guard(model, mode="strict"):  for a while; also covers copies that the caller's own code makes in there
 
     watch.py      Guard: what stands around the model's forward and generate
-    session.py    one thread's hops: carry, digest, compare          hops.py     one hop, and what is remembered of it
-    reader.py     digests, on a GPU by digest_kernel.py              ears.py     where torch and accelerate are listened to
+    session.py    one thread's hops: carry, share, mend              hops.py     one hop, and what is remembered of it
+    ends.py       both ends of hops, compared                        ears.py     where torch and accelerate are listened to
+    reader.py     digests, on a GPU by digest_kernel.py
     undo.py       what a forward changes, put back                   copies.py   how a tensor gets to another GPU
     policy.py     modes, policies, events, LinkFault (no torch)      digest.py   the number of a tensor's bits
     metrics.py    counts (no torch)                                  classify.py what is wrong with the bytes

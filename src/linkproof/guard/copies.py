@@ -76,11 +76,20 @@ def transport(t: torch.Tensor, link: Link, staged: bool) -> torch.Tensor:
     return from_host(*on_host(t), link)
 
 
+_streams: dict[tuple[Any, int], torch.cuda.Stream] = {}
+
+
+def stream_of(device: torch.device) -> torch.cuda.Stream:
+    """The current one of a GPU; torch makes a new object of it at each question."""
+    place = device.index, torch._C._cuda_getCurrentRawStream(device.index)
+    return _streams.get(place) or _streams.setdefault(place, torch.cuda.current_stream(device))
+
+
 def on_host(t: torch.Tensor) -> tuple[torch.Tensor, Any]:
     """A copy in host memory, and on CUDA the event that says when it is there (the memory is pinned and nobody waits here)."""
     if t.device.type == "cuda":
         host = to(t, "cpu", non_blocking=True)
-        return host, torch.cuda.current_stream(t.device).record_event()
+        return host, stream_of(t.device).record_event()
     return t.clone() if t.device.type == "cpu" else t.cpu(), None
 
 
@@ -89,7 +98,7 @@ def from_host(host: torch.Tensor, done: Any, link: Link) -> torch.Tensor:
         if done is not None:
             done.synchronize()
         return to(host, link.dst)
-    torch.cuda.current_stream(link.dst).wait_event(done)
+    stream_of(link.dst).wait_event(done)
     return to(host, link.dst, non_blocking=True)
 
 
@@ -134,7 +143,7 @@ def sent(send: Callable[..., Any], tensor: Any, device: Any, non_blocking: bool 
     if device is None or ((kind is dict or kind is tuple) and not tensor):
         return tensor
     if type(device) is Border:
-        return session.together(_walk, session, tensor, session.guard.link(device.device, device.device, device), (), send)
+        return session.together(_walk, session, tensor, session.border(device), (), send)
     dst = _known.get(device)
     if dst is None:
         dst = resolved(device)
@@ -159,23 +168,33 @@ def _stays(tree: Any, dst: torch.device, skip: Any) -> bool:
             if k not in skip and not _stays(v, dst, skip):
                 return False
         return True
-    return tree is None or kind in SCALARS or _left_alone(tree)
+    return tree is None or kind in SCALARS or left_alone(tree)
 
 
-def _left_alone(x: Any) -> bool:
+def left_alone(x: Any) -> bool:
     """What accelerate gives back as it is, a cache for one: it looks into what can be moved and into containers, and into nothing else."""
     return not (isinstance(x, (tuple, list, Mapping)) or hasattr(x, "to"))
 
 
 def _walk(session: Session, tree: Any, dst: Any, skip: Any, send: Callable[..., Any]) -> Any:
     kind = type(tree)
+    if kind is tuple or kind is list:
+        return kind([session.deliver(x, dst) if type(x) is torch.Tensor else _walk(session, x, dst, skip, send) for x in tree])
+    if kind is dict:
+        out = session.deliver_again(tree, dst)
+        if out is not None:
+            return out
+        out = {}
+        for k, v in tree.items():
+            if v is None or v is True or v is False or k in skip:
+                out[k] = v
+            else:
+                out[k] = session.deliver(v, dst) if type(v) is torch.Tensor else _walk(session, v, dst, skip, send)
+        session.delivered(tree, out, dst, skip)
+        return out
     if isinstance(tree, torch.Tensor):
         return session.deliver(tree, dst)
-    if kind is tuple or kind is list:
-        return kind([_walk(session, x, dst, skip, send) for x in tree])
-    if kind is dict:
-        return {k: v if k in skip else _walk(session, v, dst, skip, send) for k, v in tree.items()}
-    if tree is None or kind in SCALARS or _left_alone(tree):
+    if tree is None or kind in SCALARS or left_alone(tree):
         return tree
     if isinstance(dst, Link):
         return type(tree)({k: _walk(session, v, dst, skip, send) for k, v in tree.items()}) if hasattr(tree, "items") else tree

@@ -1,8 +1,8 @@
 """The digest of digest.py at memory speed, in Triton, of several tensors in one launch: each program writes the sum of its words straight into
 pinned host memory.
 
-In:      a table in pinned host memory, one row per tensor (`row`): its address (a multiple of 8), where its sums go, words, bytes behind
-         the last word, key, programs. The device reads the table itself: a launch has one argument, whatever there is to read.
+In:      a table in pinned host memory, one row per tensor: its address (a multiple of 8), where its sums go, words, bytes behind the last
+         word, key, programs. The device reads the table itself: a launch has one argument, whatever there is to read.
 Out:     `programs(size_B)` sums per tensor, whose sum is the digest. Launched on the current stream of the current device; nobody waits here.
 Raises:  whatever Triton raises if it cannot build.
 Source:  digest.py. The GPU's own way to its host is the one that is trusted: no digest goes from GPU to GPU.
@@ -63,10 +63,6 @@ def sum_words(table, BLOCK: tl.constexpr, ROW: tl.constexpr):
 
 def programs(size_B: int) -> int:
     return max(1, min(MOST_PROGRAMS, -(-(size_B // 8) // BLOCK)))
-
-
-def row(at: int, out: int, size_B: int, key: int) -> tuple[int, ...]:
-    return at, out, size_B // 8, size_B % 8, key, programs(size_B)
 
 
 def launch(table: int, rows: int, most: int, device: int | None) -> None:

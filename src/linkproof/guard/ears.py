@@ -3,7 +3,7 @@
 In:      `hold()` puts the ears in for as long as one guard is on, `release()` takes the last ones out.
 Out:     what could be a crossing goes to copies.py, everything else where it always went.
 Unknown: what a graph does that was compiled before the guard came.
-Source:  accelerate's hooks call `send_to_device`, and that calls `Tensor.to`. The two are listened to, not a TorchFunctionMode: on two cores
+Source:  accelerate's hooks call `send_to_device`, and that calls `Tensor.to`. These are listened to, not a TorchFunctionMode: on two cores
          a mode costs 0.9 to 1.3 us on every torch call and attribute (some 3,000 per token), this 0.5 us on `.to` only.
          torch.compile looks into this file, and into no other of this folder (watch.py): a change of dtype or a `.to` to where the tensor is
          stays part of the user's graph, a crossing breaks it.
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from linkproof.guard.copies import arrived, moved, sent, to
+from linkproof.guard.copies import arrived, local, moved, sent, to
 
 _copy_: Callable[..., torch.Tensor] = torch.Tensor.copy_
 _setitem: Callable[..., None] = torch.Tensor.__setitem__
@@ -74,10 +74,22 @@ EARS = {
 _lock = threading.Lock()
 _holders = 0
 _send: Callable[..., Any] | None = None
+_pre_forward: Callable[..., Any] | None = None
+
+
+def hooked(pre_forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that sends positional arguments and then the named ones: both are read in one go."""
+
+    @functools.wraps(pre_forward)
+    def heard(*args: Any, **kwargs: Any) -> Any:
+        session = local.session
+        return pre_forward(*args, **kwargs) if session is None else session.together(pre_forward, *args, **kwargs)
+
+    return heard
 
 
 def hold() -> None:
-    global _holders, _send
+    global _holders, _send, _pre_forward
     with _lock:
         _holders += 1
         if _holders > 1:
@@ -90,10 +102,12 @@ def hold() -> None:
             return
         _send = accelerate.hooks.send_to_device
         accelerate.hooks.send_to_device = functools.partial(sent, _send)
+        _pre_forward = accelerate.hooks.AlignDevicesHook.pre_forward
+        accelerate.hooks.AlignDevicesHook.pre_forward = hooked(_pre_forward)
 
 
 def release() -> None:
-    global _holders, _send
+    global _holders, _send, _pre_forward
     with _lock:
         _holders -= 1
         if _holders:
@@ -104,3 +118,4 @@ def release() -> None:
             import accelerate.hooks
 
             accelerate.hooks.send_to_device, _send = _send, None
+            accelerate.hooks.AlignDevicesHook.pre_forward, _pre_forward = _pre_forward, None

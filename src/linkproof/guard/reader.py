@@ -1,7 +1,7 @@
 """Reads the digest of a tensor: on a CUDA or HIP device by a kernel that writes into pinned host memory, on any other from the bytes on the host.
 
 In:      a tensor, the key of its hop.
-Out:     a Reading; `value` gives the number once `wait` has been called. Readings are good until `reset`.
+Out:     Readings; `values` gives the numbers once `wait` has been called. Readings are good until `reset`.
 Unknown: without Triton, and on other devices, reading waits for the device each time: right, but slow. It is logged once.
 """
 
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from linkproof.guard.digest import MASK, U64, content, digest
+from linkproof.guard.digest import U64, content, digest
 from linkproof.probe.devices import U8
 
 log = logging.getLogger("linkproof.guard")
@@ -23,9 +23,11 @@ MOST_B = 8 << 30  # the kernel counts words in 32 bits
 RING_WORDS = 1 << 16  # 512 KiB of pinned memory per thread
 TABLE_ROWS = 1 << 13  # 384 KiB
 ROWS_LEFT = 1 << 8  # for callers that read more than one tensor where they have asked for one
+_3, _7, _8 = (np.uint64(n) for n in (3, 7, 8))
+_RANGE, _ONES = np.arange(TABLE_ROWS, dtype=np.uint64), np.ones(TABLE_ROWS, np.uint64)
 POISON = (0x5A5A5A5A5A5A5A5A, 0xA5A5A5A5A5A5A5A5)  # for a source, for a destination: two numbers that never came are not equal
-Reading = int | tuple[int, int]  # the digest, or (first word in the ring, words)
-Wanted = tuple[torch.Tensor, int, bool]  # the key of its hop; arrived: of the destination
+Wanted = tuple[torch.Tensor, bool]  # arrived: of the destination
+Readings = U64 | tuple[U64, int]  # the digests, or (first words in the ring, one behind the last word)
 
 
 class Reader:
@@ -40,21 +42,19 @@ class Reader:
         self._known_streams: dict[tuple[int | None, int], torch.cuda.Stream] = {}
         self.used: set[tuple[int | None, int]] = set()  # (device, stream) of what is read later than it was carried; its owner empties it
 
-    def read(self, t: torch.Tensor, key: int, arrived: bool) -> Reading:
+    def read(self, t: torch.Tensor, key: int, arrived: bool) -> Readings:
         """arrived: of the destination. The caller has seen to it that there is room."""
-        return self.read_all([(t, key, arrived)])[0]
+        return self.read_all([(t, arrived)], _u64((key,)))
 
-    def read_all(self, what: Sequence[Wanted]) -> list[Reading]:
+    def read_all(self, what: Sequence[Wanted], keys: U64) -> Readings:
         """Tensors of one device, in one launch."""
         if what[0][0].device.type == "cuda" and self._triton() is not None:
-            return self._launch(what)
-        return [digest(content(host_bytes(t)), key) for t, key, _ in what]
+            return self._launch(what, keys)
+        return _u64([digest(content(host_bytes(t)), key) for (t, _), key in zip(what, keys.tolist(), strict=True)])
 
-    def will_read(self, *devices: torch.device) -> None:
-        """Later, and perhaps while another stream is the current one."""
-        for device in devices:
-            if device.type == "cuda":
-                self.used.add((device.index, torch._C._cuda_getCurrentRawStream(device.index)))
+    def will_read(self, device: torch.device) -> None:
+        """Later, and perhaps while another stream is the current one. Of a GPU."""
+        self.used.add((device.index, torch._C._cuda_getCurrentRawStream(device.index)))
 
     def has_room(self, device: torch.device, *sizes_B: int) -> bool:
         """For both ends of such hops. If not: compare what is read, `reset`, go on."""
@@ -67,13 +67,20 @@ class Reader:
         for stream in self._streams.values():
             stream.synchronize()
 
-    def value(self, reading: Reading) -> int:
-        if isinstance(reading, int):
-            return reading
-        first, count = reading
-        if count == 1:
-            return int(self._words[first]) or 1
-        return int(np.add.reduce(self._words[first : first + count])) & MASK or 1
+    def value(self, readings: Readings) -> int:
+        """Of one that was read alone."""
+        return int(self.values(readings)[0])
+
+    def values(self, readings: Readings) -> U64:
+        """Of what one call has read."""
+        if not isinstance(readings, tuple):
+            return readings
+        first, end = readings
+        words = self._words[first[0] : end]
+        if len(words) > len(first):
+            words = np.add.reduceat(words, (first - first[0]).astype(np.intp))
+        numbers: U64 = np.maximum(words, 1)
+        return numbers
 
     def reset(self) -> None:
         self._next = self._next_row = 0
@@ -97,39 +104,31 @@ class Reader:
         self._words, self._rows = words.numpy().view(np.uint64), rows.numpy().view(np.uint64)
         self._words_at, self._rows_at = words.data_ptr(), rows.data_ptr()
 
-    def _launch(self, what: Sequence[Wanted]) -> list[Reading]:
-        kernel, most = self._kernel, 1
-        rows: list[int] = []
-        poison: list[int] = []
-        made = []
-        readings: list[Reading] = []
-        begin = self._next
-        for t, key, arrived in what:
-            if t.requires_grad:
-                t = t.detach()
-            if not t.is_contiguous() or t.is_conj() or t.is_neg():
-                t = t.resolve_conj().resolve_neg().contiguous()
-            if t.data_ptr() % 8:
-                t = t.clone()
-            made.append(t)  # until it is read
-            row = kernel.row(t.data_ptr(), self._words_at + 8 * self._next, t.numel() * t.element_size(), key)
-            count = row[-1]
-            rows += row
-            poison += (POISON[arrived],) * count
-            readings.append((self._next, count))
-            most = max(most, count)
-            self._next += count
-        self._words[begin : self._next] = _u64(poison)
-        table, count = self._next_row, len(what)
-        self._next_row += count
-        self._rows[table : self._next_row] = _u64(rows).reshape(count, kernel.ROW)
+    def _launch(self, what: Sequence[Wanted], keys: U64) -> Readings:
+        programs, begin, table, n = self._kernel.programs, self._next, self._next_row, len(what)
+        made = [laid_out(t) for t, _ in what]  # until they are read
+        sizes = [t.nbytes for t in made]
+        poison = _u64([POISON[arrived] for _, arrived in what])
+        most: int = programs(max(sizes))
+        first, counts = _RANGE[:n] + np.uint64(begin), _ONES[:n]
+        self._next, self._next_row = begin + n, table + n
+        if most > 1:
+            counts = _u64([programs(size_B) for size_B in sizes])
+            ends = np.cumsum(counts)
+            first, self._next = ends - counts + np.uint64(begin), begin + int(ends[-1])
+            poison = np.repeat(poison, counts.astype(np.intp))
+        self._words[begin : self._next] = poison
+        rows, sizes_B = self._rows[table : table + n], _u64(sizes)
+        rows[:, 0] = _u64([t.data_ptr() for t in made])
+        rows[:, 1] = first * _8 + np.uint64(self._words_at)
+        rows[:, 2], rows[:, 3], rows[:, 4], rows[:, 5] = sizes_B >> _3, sizes_B & _7, keys, counts
         device = what[0][0].device.index
         if device == torch.cuda.current_device():
-            self._on_current(device, table, count, most)
+            self._on_current(device, table, n, most)
         else:
             with torch.cuda.device(device):
-                self._on_current(device, table, count, most)
-        return readings
+                self._on_current(device, table, n, most)
+        return first, self._next
 
     def _on_current(self, device: int | None, table: int, rows: int, most: int) -> None:
         place = device, torch._C._cuda_getCurrentRawStream(device)  # type: ignore[arg-type]
@@ -143,9 +142,16 @@ class Reader:
             self._streams[place] = stream
 
 
-def _u64(numbers: list[int]) -> U64:
+def _u64(numbers: Iterable[int]) -> U64:
     """Quicker than numpy makes one of Python's integers."""
     return np.frombuffer(array("Q", numbers), np.uint64)
+
+
+def laid_out(t: torch.Tensor) -> torch.Tensor:
+    """With its bits one behind the other in memory, from an address that the kernel can take."""
+    if not t.is_contiguous() or t.is_neg() or (t.is_complex() and t.is_conj()):
+        t = t.detach().resolve_conj().resolve_neg().contiguous()
+    return t.detach().clone() if t.data_ptr() % 8 else t
 
 
 def host_bytes(t: torch.Tensor) -> U8:

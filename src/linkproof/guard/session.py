@@ -18,7 +18,6 @@ A hop that waits to be read keeps source and copy alive and their versions in mi
 from __future__ import annotations
 
 import weakref
-from collections import deque
 from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -27,11 +26,12 @@ import torch
 
 from linkproof.guard import policy
 from linkproof.guard.classify import Damage, by_bytes, by_digest
-from linkproof.guard.copies import Link, from_host, is_gpu, on_host, to, transport
-from linkproof.guard.digest import content_of, key
-from linkproof.guard.hops import Bad, Carried, Hop, Served
+from linkproof.guard.copies import SCALARS, Border, Link, from_host, is_gpu, left_alone, on_host, to, transport
+from linkproof.guard.digest import content_of, step_key
+from linkproof.guard.ends import Ends
+from linkproof.guard.hops import Bad, Carried, Delivered, Hop, Served
 from linkproof.guard.metrics import Counts
-from linkproof.guard.reader import Reader, Wanted, host_bytes, readable
+from linkproof.guard.reader import host_bytes, readable
 
 if TYPE_CHECKING:
     from linkproof.guard.watch import Guard
@@ -40,15 +40,19 @@ INDEX_B = 1 << 20  # whole numbers up to that size go through host memory where 
 LATE_B = 1 << 20  # hops up to that size can be read late,
 LATE_SUM_B = 8 << 20  # and no more of them at once, for their memory is kept
 ON_HOST = 4  # tensors whose copies on the host are kept for the next GPU
-REMEMBERED = 8  # contents per GPU and size, to tell stale data
+PLAIN = {torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.bool}
+INDICES = {torch.int64, torch.int32}
+
+
+_new = tuple.__new__  # of a named tuple: a third of the time that its own takes
 
 
 class Session:
     def __init__(self, guard: Guard) -> None:
         self.guard, self.mode = guard, guard.mode
         self.counts = Counts()
-        self.reader = Reader()
-        self.step = -1
+        self.ends = Ends()
+        self.step, self._key = -1, step_key(-1)
         self.in_forward = False
         self.strict = True  # outside a forward nothing can be run again
         self.checks = True
@@ -67,16 +71,16 @@ class Session:
         self._number = 0
         self._unread: list[Carried] = []
         self._together = False
-        self._pending: list[Hop] = []
         self._bad: list[Bad] = []
-        self._served: dict[tuple[int, Link], Served] = {}
+        self._served: dict[tuple[int, Any], Served] = {}  # by id and GPU or link
         self._kept: list[Served] = []  # of sources that are gone
-        self._earlier: dict[tuple[torch.device, int], deque[int]] = {}
+        self._delivered: dict[Any, Delivered] = {}  # the last, by GPU or link
+        self._borders: dict[int, tuple[Border, Link]] = {}
 
     # ------------------------------------------------ one forward
     def begin(self, step: int, strict: bool, checks: bool, again: bool = False) -> None:
         """again: this forward has been run before. Then each hop is read when it is carried."""
-        self.step, self.strict, self.checks = step, strict, checks
+        self.step, self.strict, self.checks, self._key = step, strict, checks, step_key(step)
         self.late = self.guard.reads_late and checks and not (strict or again)
         self.in_forward, self.shared_written, self._number = True, False, 0
         self._forget()
@@ -123,17 +127,29 @@ class Session:
         self._late.clear()
         self._again.clear()
         self._withdrawn.clear()
-        self.reader.used.clear()
         self._unread.clear()
         self._served.clear()
         self._kept.clear()
-        self._pending.clear()
+        self._delivered.clear()
         self._bad.clear()
-        self.reader.reset()
+        self.ends.forget()
 
     # ------------------------------------------------ from the hooks
+    def border(self, border: Border) -> Link:
+        """The link of a border. These live long; to hash one takes longer than all the rest here."""
+        known = self._borders.get(id(border))
+        if known is None or known[0] is not border:
+            known = self._borders[id(border)] = (border, self.guard.link(border.device, border.device, border))
+        return known[1]
+
     def deliver(self, t: torch.Tensor, dst: torch.device | Link) -> torch.Tensor:
         """What accelerate's hook hands to its module: the tensor on that device, or over that link."""
+        place = id(t), dst
+        served = self._served.get(place)
+        if served is not None and served.serves(t):
+            served.times += 1
+            self.counts.saved += 1
+            return served.copy
         if type(dst) is Link:
             link = dst
         elif t.device == dst:
@@ -142,25 +158,46 @@ class Session:
             link = self.guard.link(t.device, dst)  # type: ignore[arg-type]
         else:
             return to(t, dst)
-        place = id(t), link
-        served = self._served.get(place)
-        if served is not None and served.serves(t):
-            served.times += 1
-            self.counts.saved += 1
-            return served.copy
-        copy = self.cross(t, link)
+        copy = self._quick(t, link) if self.checks and (self.late or self.strict) else None
+        if copy is None:
+            copy = self.cross(t, link)
         if copy is not t and self._may_share(t):
             if served is not None and served.times > 1:
                 self._kept.append(served)
-            self._served[place] = Served(weakref.ref(t, lambda _: self._drop(place)), t._version, copy)
+            held = self._late and self._late[-1].source is t
+            self._served[place] = Served(t if held else weakref.ref(t, lambda _: self._drop(place)), t._version, copy)
         return copy
+
+    def deliver_again(self, named: dict[str, Any], dst: torch.device | Link) -> dict[str, Any] | None:
+        """All that a hook hands over by name, if it was the same the last time."""
+        last = self._delivered.get(dst)
+        if last is None or not last.serves(named):
+            return None
+        for served in last.served:
+            served.times += 1
+        self.counts.saved += len(last.served)
+        return last.out.copy()
+
+    def delivered(self, named: dict[str, Any], out: dict[str, Any], dst: torch.device | Link, skip: Any) -> None:
+        """Remembered if nothing in there can change unseen."""
+        found = []
+        for k, v in named.items():
+            for x in v if type(v) is tuple else (v,):
+                if isinstance(x, torch.Tensor):
+                    served = self._served.get((id(x), dst))
+                    if served is None:
+                        return
+                    found.append((served, x))
+                elif not (x is None or k in skip or type(x) in SCALARS or left_alone(x)):
+                    return
+        self._delivered[dst] = Delivered(named.copy(), out.copy(), found)
 
     def _may_share(self, t: torch.Tensor) -> bool:
         if not (self.shares and self.in_forward) or t.is_inference():  # an inference tensor counts no versions
             return False
         return not (t.requires_grad and torch.is_grad_enabled())
 
-    def _drop(self, place: tuple[int, Link]) -> None:
+    def _drop(self, place: tuple[int, Any]) -> None:
         served = self._served.pop(place, None)
         if served is not None and served.times > 1:
             self._kept.append(served)
@@ -172,13 +209,13 @@ class Session:
             return crossed
         return self.carry(t, link)
 
-    def together(self, walk: Callable[..., Any], *args: Any) -> Any:
+    def together(self, walk: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What `walk` carries is read when all of it has been carried."""
         if self._together:
-            return walk(*args)
+            return walk(*args, **kwargs)
         self._together = True
         try:
-            out = walk(*args)
+            out = walk(*args, **kwargs)
         except BaseException:
             self._unread.clear()
             raise
@@ -193,40 +230,66 @@ class Session:
     def carry(self, t: torch.Tensor, link: Link, grad: bool = False) -> torch.Tensor:
         """grad: it can be differentiated, and will be kept for that."""
         began, counts = perf_counter(), self.counts
-        if t.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if t.is_cuda and torch.cuda.is_current_stream_capturing():
             raise policy.in_capture()
         number = self._number
-        self._number += 1
-        size_B = t.numel() * t.element_size()
-        index = (
-            not self.strict
-            and self.mode.protects_indices
-            and size_B <= INDEX_B
-            and not (t.dtype.is_floating_point or t.dtype.is_complex or t.dtype is torch.bool)
-        )
+        self._number = number + 1
+        size_B = t.nbytes if t.layout is torch.strided else t.numel() * t.element_size()
+        mode = self.mode
+        index = not self.strict and size_B <= INDEX_B and mode.protects_indices and _holds_indices(t.dtype)
         can_read = readable(t, size_B)
-        staged = self.mode.changes and (link.staged or self.mode.staged or index or not can_read or link in self._avoided)
+        staged = mode.changes and (link.staged or index or mode.staged or not can_read or link in self._avoided)
         left = perf_counter()
         copy = self._over_host(t, link) if index and not grad else transport(t, link, staged)
         travelled_s = perf_counter() - left
         counts.hops += 1
         counts.size_B += size_B
-        counts.staged += staged
+        if staged:
+            counts.staged += 1
         per_link = counts.link(link.name)
         per_link.hops += 1
         per_link.size_B += size_B
         if self.checks and can_read and size_B > 0:
-            late = self.late and size_B <= LATE_B and not (grad or t.is_inference() or copy.is_inference())  # these count no versions
-            hop = Hop(link, number, key(self.step, number, size_B), size_B, t.dtype, t.shape, staged, late)
-            if late:
-                self._wait_to_read(Carried(hop, t, copy, (t._version, copy._version)))
+            if self.late and size_B <= LATE_B and not (grad or t.is_inference() or copy.is_inference()):  # these count no versions
+                self._wait_to_read(Carried(link, number, t, copy, size_B, staged, True, t._version, copy._version))
             else:
-                self._unread.append(Carried(hop, t, copy))
+                self._unread.append(Carried(link, number, t, copy, size_B, staged))
                 if not self._together:
                     self._read()
         elif size_B:
             counts.unchecked += 1
         counts.overhead_s += perf_counter() - began - travelled_s
+        return copy
+
+    def _quick(self, t: torch.Tensor, link: Link) -> torch.Tensor | None:
+        """`carry` of most hops of a token in fewer steps: small ones that go straight. None: for `carry`."""
+        size_B, late = t.nbytes, self.late
+        if not (0 < size_B <= LATE_B and type(t) is torch.Tensor and t.layout is torch.strided):
+            return None
+        if t.dtype not in PLAIN and (late or t.dtype not in INDICES):
+            return None
+        if t.requires_grad or t.is_inference() or torch.is_inference_mode_enabled():  # these count no versions
+            return None
+        if link.staged or self.mode.staged or link in self._avoided:
+            return None
+        if t.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise policy.in_capture()
+        copy = transport(t, link, False)
+        began, counts = perf_counter(), self.counts
+        carried = _new(Carried, (link, self._number, t, copy, size_B, False, late, t._version, copy._version))
+        self._number += 1
+        counts.hops += 1
+        counts.size_B += size_B
+        per_link = counts.links.get(link.name) or counts.link(link.name)
+        per_link.hops += 1
+        per_link.size_B += size_B
+        if late:
+            self._wait_to_read(carried)
+        else:
+            self._unread.append(carried)
+            if not self._together:
+                self._read()
+        counts.overhead_s += perf_counter() - began
         return copy
 
     def _over_host(self, t: torch.Tensor, link: Link) -> torch.Tensor:
@@ -241,46 +304,48 @@ class Session:
         return from_host(last[2], last[3], link)
 
     def _wait_to_read(self, c: Carried) -> None:
-        if self._late_B + c.hop.size_B > LATE_SUM_B:
+        if self._late_B + c.size_B > LATE_SUM_B:
             self._read_late()
         self._late.append(c)
-        self._late_B += c.hop.size_B
-        self.reader.will_read(c.hop.link.src, c.hop.link.dst)
+        self._late_B += c.size_B
+        link = c.link
+        if c.source.is_cuda:
+            self.ends.reader.will_read(link.src)
+            if link.dst is not link.src:
+                self.ends.reader.will_read(link.dst)
 
     def _read_late(self) -> None:
         some, self._late, self._late_B = self._late, [], 0
+        self._delivered.clear()
+        for served in self._served.values():
+            if isinstance(served.source, torch.Tensor):
+                served.source = weakref.ref(served.source)
         untouched = [c for c in some if c.untouched]
         self.unjudged += len(some) - len(untouched)
         if untouched:
-            self._read_ends(untouched)
+            self.ends.read(untouched, self._key, True)
 
     def _look_again(self) -> None:
         """What was right when it was carried and is not right now was written by somebody, and no link did that."""
         wrong = {b.hop.number for b in self._bad}
         for c in self._again:
-            if c.hop.number in wrong:
+            if c.number in wrong:
                 continue
-            if c.untouched:
-                self._read_ends([c])
-                self.reader.wait()
-                hop = self._pending.pop()
-                same = self.reader.value(hop.sent) == self.reader.value(hop.arrived)
-                self.reader.reset()
-                if same:
-                    continue
-            self._withdrawn.add(c.hop.number)
+            if c.untouched and self.ends.same(c, self._key):
+                continue
+            self._withdrawn.add(c.number)
         self._again.clear()
 
     def _read(self) -> None:
         """Both ends of what was carried; in `strict` compared as well, and mended in place."""
         carried, self._unread = self._unread, []
         if carried:
-            self._read_ends(carried)
+            self.ends.read(carried, self._key, held=self.strict)  # else they may be large, and whoever has them done with them
         if self._suspected:
             self._again += [
-                c._replace(versions=(c.source._version, c.copy._version))
+                c._replace(source_version=c.source._version, copy_version=c.copy._version)
                 for c in carried
-                if c.hop.number in self._suspected and not (c.source.is_inference() or c.copy.is_inference())
+                if c.number in self._suspected and not (c.source.is_inference() or c.copy.is_inference())
             ]
         if self.strict and carried:
             self._compare()
@@ -288,64 +353,25 @@ class Session:
                 self._mend(carried)
         elif self.retried is not None:
             for c in carried:
-                if c.hop.number in self.retried and c.hop.staged:
-                    self.retried[c.hop.number] = self._tried_again(c.hop, c.source, c.copy)
-
-    def _read_ends(self, some: list[Carried]) -> None:
-        """In one launch for each device: what left from there and what arrived there."""
-        sizes_B, device = [c.hop.size_B for c in some], some[0].hop.link.src
-        if not self.reader.has_room(device, *sizes_B):
-            self._compare()
-            if len(some) > 1 and not self.reader.has_room(device, *sizes_B):
-                self._read_ends(some[: len(some) // 2])
-                self._read_ends(some[len(some) // 2 :])
-                return
-        ends: dict[torch.device, list[Wanted]] = {}
-        for c in some:
-            ends.setdefault(c.hop.link.src, []).append((c.source, c.hop.key, False))
-            ends.setdefault(c.hop.link.dst, []).append((c.copy, c.hop.key, True))
-        readings = {device: iter(self.reader.read_all(wanted)) for device, wanted in ends.items()}
-        for c in some:
-            link = c.hop.link
-            self._pending.append(c.hop._replace(sent=next(readings[link.src]), arrived=next(readings[link.dst])))
+                if c.number in self.retried and c.staged:
+                    self.retried[c.number] = self._tried_again(c)
 
     def _compare(self) -> None:
-        if not self._pending:
-            return
-        self.reader.wait()
-        for hop in self._pending:
-            sent, arrived = self.reader.value(hop.sent), self.reader.value(hop.arrived)
-            place = hop.link.dst, hop.size_B
-            earlier = self._earlier.get(place)
-            if earlier is None:
-                earlier = self._earlier[place] = deque(maxlen=REMEMBERED)
-            content = content_of(sent, hop.key)
-            if sent != arrived:
-                if not hop.late:
-                    self.mismatched(hop.link)
-                read = hop._replace(sent=sent, arrived=arrived)
-                self._bad.append(Bad(read, by_digest(content_of(arrived, hop.key), hop.size_B, earlier)))
-            if content not in earlier:
-                earlier.append(content)
-        self._pending.clear()
-        self.reader.reset()
-
-    def _damage(self, hop: Hop, sent: torch.Tensor, arrived: torch.Tensor) -> Damage:
-        earlier = self._earlier.get((hop.link.dst, hop.size_B), ())
-        a, b = host_bytes(sent), host_bytes(arrived)
-        return by_bytes(a, b, [c for c in earlier if c != content_of(self.reader.value(hop.sent), hop.key)])
+        for lie in self.ends.compare():
+            if not lie.hop.late:
+                self.mismatched(lie.hop.link)
+            self._bad.append(Bad(lie.hop, by_digest(lie.content, lie.hop.size_B, lie.before)))
 
     # ------------------------------------------------ compared before it is used
     def _mend(self, carried: list[Carried]) -> None:
         bad, self._bad = self._bad, []
-        by_number = {c.hop.number: c for c in carried}
+        by_number = {c.number: c for c in carried}
         for lie in bad:
-            self._mend_one(by_number[lie.hop.number]._replace(hop=lie.hop))
+            self._mend_one(by_number[lie.hop.number], lie.hop)
 
-    def _mend_one(self, c: Carried) -> None:
+    def _mend_one(self, c: Carried, hop: Hop) -> None:
         """The source still lives: what it sends over host memory is written into the copy that is in somebody's hands already."""
-        hop = c.hop
-        event = self.guard.judged(Bad(hop, self._damage(hop, c.source, c.copy)), self.step)
+        event = self.guard.judged(Bad(hop, self._damage(c, hop)), self.step)
         if event.action == "raise":
             raise policy.link_lied((event,))
         if event.action == "warn":
@@ -359,18 +385,24 @@ class Session:
             if served.copy is c.copy:
                 served.copy_version = c.copy._version
         self.counts.staged += 1
-        self._read_ends([c._replace(hop=hop._replace(staged=True))])
+        self.ends.read([c._replace(staged=True)], self._key, True)
         self._compare()
         if self._bad:
             raise policy.host_lied(self.guard.judged(self._bad.pop(), self.step))
         self.guard.tell(event)
 
-    def _tried_again(self, hop: Hop, t: torch.Tensor, good: torch.Tensor) -> Damage:
-        """The forward is being run again: the same tensor over the link that lied, only to see what it does to it."""
-        return by_bytes(host_bytes(good), host_bytes(transport(t, hop.link, False)), self._contents_before(hop))
+    def _damage(self, c: Carried, hop: Hop) -> Damage:
+        before = self.ends.before(hop.link.dst, hop.size_B, but=content_of(hop.sent, hop.key))
+        return by_bytes(host_bytes(c.source), host_bytes(c.copy), before)
 
-    def _contents_before(self, hop: Hop) -> list[int]:
-        return list(self._earlier.get((hop.link.dst, hop.size_B), ()))
+    def _tried_again(self, c: Carried) -> Damage:
+        """The forward is being run again: the same tensor over the link that lied, only to see what it does to it."""
+        before = self.ends.before(c.link.dst, c.size_B)
+        return by_bytes(host_bytes(c.copy), host_bytes(transport(c.source, c.link, False)), before)
+
+
+def _holds_indices(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
 
 
 class _Cross(torch.autograd.Function):

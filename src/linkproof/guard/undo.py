@@ -36,6 +36,7 @@ class Undo:
         """Raises CannotUndo."""
         self._steps: list[Callable[[], None]] = []
         self._lengths: dict[torch.device, list[Any]] = defaultdict(list)
+        self._layers: list[tuple[Any, dict[str, Any]]] = []  # with their attributes
         self._inputs: list[tuple[torch.Tensor, int]] = []
         for name, value in [*((None, a) for a in args), *kwargs.items()]:
             self._keep(name, value)
@@ -47,6 +48,9 @@ class Undo:
         with torch.no_grad():
             for step in self._steps:
                 step()
+            for layer, state in self._layers:
+                for k, v in state.items():
+                    setattr(layer, k, _shallow(v))
 
     def inputs_changed(self) -> bool:
         """The model wrote into what it was given: the same forward cannot be run again."""
@@ -88,11 +92,11 @@ class Undo:
             self._layer(layer)
 
     def _layer(self, layer: Any) -> None:
-        kind = type(layer).__name__ if type(layer).__module__ == HOME else ""
+        cls = type(layer)
+        kind = cls.__name__ if cls.__module__ == HOME else ""
         state = vars(layer).copy()
-        for k, v in state.items():
-            if isinstance(v, (dict, list)):
-                state[k] = v.copy()
+        if not _flat(state):
+            state = {k: _shallow(v) for k, v in state.items()}
         if kind == GROWS:
             keys = state.pop("keys", None)
             values = state.pop("values", None)
@@ -111,16 +115,17 @@ class Undo:
                 self._lengths[length.device].append(length)
         elif kind != REPLACED:
             self._steps += [_copied(t) for t in _tensors(state.values())]
-
-        def put_back() -> None:
-            for k, v in state.items():
-                setattr(layer, k, _shallow(v))
-
-        self._steps.append(put_back)
+        self._layers.append((layer, state))
 
 
 def _is_cache(value: Any) -> bool:
     return any(c.__name__ == "Cache" and c.__module__ == HOME for c in type(value).__mro__)
+
+
+def _flat(state: dict[str, Any]) -> bool:
+    """No list or dictionary in there: of 36 layers and each token, so in C."""
+    kinds = set(map(type, state.values()))
+    return not any(issubclass(kind, (dict, list)) for kind in kinds)
 
 
 def _shallow(value: Any) -> Any:

@@ -32,7 +32,7 @@ from linkproof.guard.ranks.channel import I64, Channel
 from linkproof.guard.ranks.ears import Collective
 from linkproof.guard.ranks.judge import CODES, Found, Made, compare, minority
 from linkproof.guard.ranks.sum import BLOCKS, F64, SUMMED, project
-from linkproof.guard.reader import Reader, Reading, readable
+from linkproof.guard.reader import Reader, readable
 
 if TYPE_CHECKING:
     from linkproof.guard.ranks.watch import RankGuard
@@ -96,7 +96,7 @@ class Record:
     def __init__(self, number: int, c: Collective, made: Made, key_: int, staged: bool) -> None:
         self.number, self.name, self.made, self.key, self.staged = number, c.name, made, key_, staged
         self.shape, self.size_B = tuple(c.source.shape), c.source.numel() * c.source.element_size()
-        self.digests: list[Reading] = []
+        self.digests: list[Any] = []  # Readings, and numbers once these have come
         self.sizes_B: list[int] = []
         self.sums: list[Any] = []
 
@@ -332,9 +332,8 @@ class RankSession:
         return result
 
 
-def signed(digest: Reading) -> int:
+def signed(digest: int) -> int:
     """As it stands in a report."""
-    assert isinstance(digest, int)
     return digest - (1 << 64) if digest >> 63 else digest
 
 
