@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from linkproof.guard.digest import content, digest
-from linkproof.guard.reader import Reader, Reading, host_bytes
+from linkproof.guard.reader import Reader, Readings, host_bytes
 from linkproof.verified import BadWeight, Weights
 
 NAMES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "U8": torch.uint8}
@@ -63,7 +63,7 @@ def on_devices(model: Any) -> dict[str, tuple[str, int, int]]:
     """name -> device, bytes, digest."""
     readers: dict[torch.device, Reader] = {}
     found: dict[str, tuple[str, int, int]] = {}
-    waiting: list[tuple[str, torch.Tensor, Reading, Reader]] = []
+    waiting: list[tuple[str, torch.Tensor, Readings, Reader]] = []
 
     def settle() -> None:
         for reader in readers.values():
