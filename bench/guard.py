@@ -53,6 +53,7 @@ from linkproof.guard.policy import LinkFault  # noqa: E402
 from linkproof.guard.reader import host_bytes  # noqa: E402
 from linkproof.guard.watch import Guard, guard  # noqa: E402
 from linkproof.probe.faults import Fault  # noqa: E402
+from linkproof.verify.watched import CACHES  # noqa: E402
 
 BIG = {"hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
@@ -90,11 +91,9 @@ class Borders(ModelHook):  # type: ignore[misc]
         return self._pre_forward(module, *args, **kwargs)
 
     def _pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
-        cache = kwargs.pop("past_key_values", None)
+        held = {name: kwargs.pop(name) for name in CACHES if name in kwargs}
         args, kwargs = self._send(args, self.from_before), self._send(kwargs, self.from_home)
-        if cache is not None:
-            kwargs["past_key_values"] = cache
-        return self.inner.pre_forward(module, *args, **kwargs)
+        return self.inner.pre_forward(module, *args, **kwargs, **held)
 
     def post_forward(self, module: Any, output: Any) -> Any:
         output = self.inner.post_forward(module, output)

@@ -316,6 +316,9 @@ def test_twice_the_text_takes_about_twice_the_time(unit: str) -> None:
         clean("log", text)
         return time.perf_counter() - start
 
-    text = unit * (60_000 // len(unit))
-    once = min(took_s(text) for _ in range(3))
-    assert min(took_s(text + text) for _ in range(3)) < 3 * once + 0.05
+    def linear() -> bool:
+        text = unit * (60_000 // len(unit))
+        once = min(took_s(text) for _ in range(3))
+        return min(took_s(text + text) for _ in range(3)) < 3 * once + 0.05
+
+    assert any(linear() for _ in range(5)), "a busy machine is slow once; what grows with the square is slow each time"

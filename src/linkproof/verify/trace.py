@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 
-from linkproof.verify.watched import SKIPPED, named_tensors
+from linkproof.verify.watched import SKIPPED, cache_name, named_tensors
 
 Tensors = dict[str, torch.Tensor]
 
@@ -110,7 +110,7 @@ def forced(ears: Ears, case: Case, device: Any, whole: bool = False) -> Run:
     """whole: keep the arguments of the prompt's forward too, for `again`."""
     run = Run([], [], [])
     positions = (case.mask.cumsum(-1) - 1).clamp_min(0)
-    past = None
+    past, name = None, cache_name(ears.model)
     with torch.no_grad():
         for begin, end in _pieces(case):
             ears.kept, ears.whole = {}, whole and begin == 0
@@ -119,12 +119,12 @@ def forced(ears: Ears, case: Case, device: Any, whole: bool = False) -> Run:
                     input_ids=case.ids[:, begin:end].to(device),
                     attention_mask=case.mask[:, :end].to(device),
                     position_ids=positions[:, begin:end].to(device),
-                    past_key_values=past,
                     use_cache=True,
+                    **{name: past},
                 )
             finally:
                 kept, ears.kept = ears.kept, None
-            past = out.past_key_values
+            past = getattr(out, name)
             run.forwards.append(kept)
             run.logits.append(on_host(out.logits))
     run.kv.extend(_kv(past))

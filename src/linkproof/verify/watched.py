@@ -19,7 +19,8 @@ from linkproof.guard.watch import Guard
 from linkproof.verified import BadHop, Hops
 
 PAIR = ("cos", "sin")
-SKIPPED = ("past_key_values", "past_key_value")
+CACHES = ("cache", "past_key_values")  # the argument's name from transformers 5.24 on, and before
+SKIPPED = (*CACHES, "past_key_value")
 
 
 def named_tensors(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -43,6 +44,11 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
     elif isinstance(value, dict):
         for key, x in value.items():
             yield from _leaves(f"{name}.{key}", x)
+
+
+def cache_name(model: Any) -> str:
+    """What the model's forward calls its KV cache."""
+    return next((name for name in CACHES if name in inspect.signature(type(model).forward).parameters), CACHES[-1])
 
 
 class Watched:
