@@ -3,7 +3,7 @@
 python bench/readme.py            rewrites the blocks between `<!-- NAME: LANG -->` and `<!-- end -->`
 python bench/readme.py --check    exit 1 if a README shows something else
 
-Blocks: `check` and `explain` are excerpts of a command's output, section by section and with `...` where some are left out; `modes` is
+Blocks: `check`, `fix` and `explain` are excerpts of a command's output, section by section and with `...` where some are left out; `modes` is
 the table of what `check` tries. What differs from run to run (how long it took) lies in what is left out.
 """
 
@@ -17,8 +17,12 @@ from pathlib import Path
 
 from linkproof.checking import Checked
 from linkproof.cli import _parser
+from linkproof.fixing.command import Found, found_for, gpu_numbers, plan_of
 from linkproof.measured import MODES
+from linkproof.mending import Plan
 from linkproof.probing import probed_check
+from linkproof.report.fix import Maker
+from linkproof.report.fix_text import text as fix_text
 from linkproof.report.layout import plain
 from linkproof.report.machine import machine_report, text
 from linkproof.report.say import Teller, say
@@ -27,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 READMES = {"en": "README.md", "zh": "README.zh-CN.md"}
 CHECK = ("check", "--sim", "iommu-translating-2xa6000")
 CASE = "tests/cases/c-057-pytorch13045"
+FIX = ("fix", "--sim", "acs-redirect-4x4090")
 EXPLAIN = ("explain", f"{CASE}/evidence", "--observations", f"{CASE}/observations.yaml")
 WIDTH = 100
 WHY, DO = "Why", "What to do now"
@@ -46,6 +51,22 @@ def check_session(lang: str) -> str:
     cause = next(block for block in rest if "iommu_translation · " in block)
     wanted = [cause, *(block for head in (WHY, DO) for block in rest if block.startswith(f"{t(head)}\n"))]
     return _shown(CHECK, lang, [verdict, links, first], wanted)
+
+
+@cache
+def found() -> tuple[Found, Plan]:
+    """One run serves both languages here, too."""
+    options = _parser("en").parse_args(FIX)
+    with found_for(options, "en", None) as machine:
+        return machine, plan_of(options, machine)
+
+
+def fix_session(lang: str) -> str:
+    machine, made = found()
+    numbers = gpu_numbers(machine.checked)
+    said = Maker(lang, numbers).plan(made, machine.source, machine.checked.diagnosis.consumers)
+    headline, first, *_ = plain(fix_text(said, lang, WIDTH)).split("\n\n")
+    return _shown(FIX, lang, [headline, first])
 
 
 def explain_session(lang: str) -> str:
@@ -78,7 +99,7 @@ def modes_table(lang: str) -> str:
     return "\n".join([head, "|---|---|", *rows])
 
 
-BLOCKS = {"check": check_session, "explain": explain_session, "modes": modes_table}
+BLOCKS = {"check": check_session, "fix": fix_session, "explain": explain_session, "modes": modes_table}
 
 
 def renewed(readme: str, lang: str) -> str:

@@ -16,18 +16,35 @@ SRC = Path(linkproof.__file__).parent
 TEMPLATE_AT = {
     "pro": 1, "con": 1, "NotChecked": 1, "Sign": 2, "Next": 0, "Note": 0, "_note": 0, "t": 0, "say": 0, "Mode": 1, "Trial": 0,
     "Outcome": 2, "NotPossible": 0, "NotTested": 0, "Cell": 4, "_as": 1, "Wound": 0, "NotAsItShould": 0, "Finding": 1, "_not": 0,
-    "_untested": 1, "doing": 0,
+    "_untested": 1, "doing": 0, "Sentence": 0,
 }  # fmt: skip
+TEMPLATE_AT_IN_ACT = {"Failed": 0, "DidNotStick": 0, "OtherDevice": 0, "NotUnderstood": 0, "_none": 0}  # elsewhere these names are others'
 HANDED_ON = ("text", "template", "why", "what", "arm", "case", "state", "name")
 
 
-def _literals(node: ast.expr) -> list[str] | None:
+Tables = dict[str, list[str]]
+
+
+def _literals(node: ast.expr, tables: Tables | None = None) -> list[str] | None:
+    """tables: of the same file, name -> the sentences of a dict; `HEADS[state]` is each of them."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return [node.value]
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
+        return (tables or {}).get(node.value.id)
     if isinstance(node, ast.IfExp):
         body, other = _literals(node.body), _literals(node.orelse)
         return None if body is None or other is None else body + other
     return None
+
+
+def _tables(tree: ast.Module) -> Tables:
+    found: Tables = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict) and isinstance(node.targets[0], ast.Name):
+            values = [v.value for v in node.value.values if isinstance(v, ast.Constant) and isinstance(v.value, str)]
+            if len(values) == len(node.value.values):
+                found[node.targets[0].id] = values
+    return found
 
 
 def _handed_on(node: ast.expr) -> bool:
@@ -35,35 +52,39 @@ def _handed_on(node: ast.expr) -> bool:
     return (isinstance(node, ast.Name) and node.id in HANDED_ON) or (isinstance(node, ast.Attribute) and node.attr in HANDED_ON)
 
 
-def _calls(path: Path) -> Iterator[tuple[ast.Call, ast.expr]]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def _calls(path: Path) -> Iterator[tuple[ast.Call, ast.expr, list[str] | None]]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tables = _tables(tree)
+    places = TEMPLATE_AT | (TEMPLATE_AT_IN_ACT if "act" in path.parts else {})
+    for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
         name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr if isinstance(node.func, ast.Attribute) else ""
-        if name not in TEMPLATE_AT:
+        if name not in places:
             continue
-        given = [keyword.value for keyword in node.keywords if keyword.arg == "text"] or node.args[TEMPLATE_AT[name] :]
+        given = [keyword.value for keyword in node.keywords if keyword.arg == "text"] or node.args[places[name] :]
         if given:
-            yield node, given[0]
+            yield node, given[0], _literals(given[0], tables)
 
 
 def _reasons(path: Path) -> Iterator[ast.expr]:
-    """What is put into a variable `why` first, and handed on from there."""
+    """What is put into a variable first, and handed on from there."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Assign):
             for target in node.targets:
                 names, values = (target.elts, node.value) if isinstance(target, ast.Tuple) else ([target], node.value)
                 given = values.elts if isinstance(values, ast.Tuple) and len(names) > 1 else [values]
-                yield from (v for n, v in zip(names, given, strict=False) if isinstance(n, ast.Name) and n.id == "why")
+                yield from (v for n, v in zip(names, given, strict=False) if isinstance(n, ast.Name) and n.id in ("why", "text"))
 
 
 def _spoken() -> dict[str, str]:
     """Template -> where it stands."""
     out: dict[str, str] = {}
     for path in sorted(SRC.rglob("*.py")):
-        reasons = [value for value in _reasons(path) if any(" " in words for words in _literals(value) or ())]
-        for argument in (*(template for _, template in _calls(path)), *reasons):
-            for template in filter(None, _literals(argument) or ()):
+        reasons = [(value, _literals(value)) for value in _reasons(path)]
+        reasons = [(value, said) for value, said in reasons if any(" " in words for words in said or ())]
+        for argument, templates in (*((argument, said) for _, argument, said in _calls(path)), *reasons):
+            for template in filter(None, templates or ()):
                 out.setdefault(template, f"{path.relative_to(SRC)}:{argument.lineno}")
     for question in QUESTIONS.values():
         out.setdefault(question.text, f"question {question.key}")
@@ -86,8 +107,8 @@ def test_every_template_is_a_literal_so_that_it_can_be_found_and_translated() ->
     hidden = [
         f"{path.relative_to(SRC)}:{node.lineno}: {ast.unparse(argument)[:60]}"
         for path in sorted(SRC.rglob("*.py"))
-        for node, argument in _calls(path)
-        if _literals(argument) is None and not _handed_on(argument)
+        for node, argument, said in _calls(path)
+        if said is None and not _handed_on(argument)
     ]
     assert not hidden, "\n".join(hidden)
 

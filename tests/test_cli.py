@@ -244,6 +244,22 @@ def test_help_speaks_chinese_too(argv: list[str], capsys: Captured) -> None:
     assert "用法：" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("lang", "words"), [("en", ("actions:", "needs no root (default)")), ("zh", ("操作：", "无需 root"))])
+def test_the_help_of_fix_lists_every_action_and_option(lang: str, words: tuple[str, ...], capsys: Captured) -> None:
+    assert main(["fix", "--help", "--lang", lang]) == 0
+    said = capsys.readouterr().out
+    actions = [f"\n  {action} " for action in ("plan", "apply", "status", "rollback", "persist", "reapply")]
+    options = ["--from", "--sim", "--pair", "--iommu-off", "--step", "--i-accept", "--kernel-parameter", "--format", "--all"]
+    assert [w for w in (*actions, *options, *words) if w not in said] == []
+
+
+def test_the_help_of_fix_loads_neither_the_engine_nor_anything_heavy() -> None:
+    code = "import sys; from linkproof.cli import main; main(['fix', '--help']); print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV, timeout=60, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert not loaded & {"torch", "rich", "msgspec", "numpy", "linkproof.fixing", "linkproof.act"}
+
+
 def test_errors_speak_chinese_too(capsys: Captured) -> None:
     assert main(["explain", "/no/such/file", "--lang", "zh"]) == 2
     assert "怎么办" in capsys.readouterr().err

@@ -12,6 +12,12 @@ from pathlib import Path
 import pytest
 
 import linkproof
+from linkproof.act.recipes.acs import acs
+from linkproof.act.recipes.fabric import fabric_manager
+from linkproof.act.recipes.iommu import iommu, iommu_back
+from linkproof.act.recipes.memory import shm
+from linkproof.act.recipes.nvidia import static_bar1
+from linkproof.act.recipes.which import MENDS
 from linkproof.causes import CLASSES, causes
 from linkproof.cli import _parser
 from linkproof.report.pages import page
@@ -64,3 +70,12 @@ def test_the_readme_knows_every_command_and_flag(readme: str) -> None:
 def test_every_command_helps_in_both_languages(lang: str) -> None:
     parser = _parser(lang)
     assert ("用法：" if lang == "zh" else "usage: ") in parser.format_help()
+
+
+def test_a_page_whose_cause_is_mended_by_a_command_names_the_command() -> None:
+    writes = {acs, iommu, iommu_back, fabric_manager, shm, static_bar1}
+    mended = [cause for cause, recipes in MENDS.items() if writes & set(recipes)]
+    untold = [
+        f"{cause} {lang}" for cause in mended for lang in LANGS if not any("linkproof fix" in words for words in page(cause, lang).fix)
+    ]
+    assert len(mended) > 5 and untold == []

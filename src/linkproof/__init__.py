@@ -10,7 +10,8 @@
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from linkproof.version import __version__
+
 __all__ = ["__version__", "check", "explain", "guard", "verify"]
 
 if TYPE_CHECKING:

@@ -113,6 +113,7 @@ def _parser(lang: str) -> ArgumentParser:
     _add_demo(commands, t)
     _add_check(commands, t)
     _add_env(commands, t)
+    _add_fix(commands, t)
     _add_topo(commands, t)
     _add_collect(commands, t)
     _add_explain(commands, t)
@@ -211,6 +212,38 @@ def _add_env(commands: _SubParsersAction[_Parser], t: Teller) -> None:
     env.add_argument("--format", choices=ENV_FORMS, default="shell", help=t("form of the answer (default: shell)"))
 
 
+def _add_fix(commands: _SubParsersAction[_Parser], t: Teller) -> None:
+    words = t("mends the machine so that it can be taken back: plans by default, and writes only with apply, rollback or persist")
+    codes = t("exit codes: 0 nothing to mend, or done; 1 steps, or not all done; 2 wrong usage; 3 cannot tell; 4 a fault of linkproof")
+    actions = "\n".join(
+        f"  {name:<10}{said}"
+        for name, said in (
+            ("plan", t("ordered steps for what `check` measured; changes nothing, needs no root (default)")),
+            ("apply", t("does them as root: keeps each former value, reads back, probes again, takes back what did not help")),
+            ("status", t("what stands now, what a reboot took, what another hand changed")),
+            ("rollback", t("puts the former values back, also after a crash in the middle")),
+            ("persist", t("makes register changes last: a systemd unit that sets them after each boot of the same hardware")),
+            ("reapply", t("what that unit runs at boot; nobody needs to type it")),
+        )
+    )
+    fix = _command(commands, t, "fix", words, f"{t('actions:')}\n{actions}\n\n{codes}")
+    add = fix.add_argument
+    add("action", nargs="?", metavar="ACTION", choices=("plan", "apply", "status", "rollback", "persist", "reapply"),
+        help=t("plan (default), apply, status, rollback or persist"))  # fmt: skip
+    what = fix.add_mutually_exclusive_group()
+    what.add_argument("--from", dest="capture", metavar="CAPTURE", help=t("plan: a capture instead of this machine"))
+    what.add_argument("--sim", metavar="SCENARIO", help=t("plan: a simulated machine on the CPU; an unknown name lists them"))
+    add("--pair", action="append", default=[], metavar="I:J",
+        help=t("plan, apply: from GPU I to GPU J fails, though nothing measured it; may be given again"))  # fmt: skip
+    add("--iommu-off", action="store_true", help=t("plan, apply: switch the IOMMU off instead of letting the GPUs pass it"))
+    add("--step", action="append", default=[], metavar="ID", help=t("apply, rollback: only this step; may be given again"))
+    add("--i-accept", dest="accept", action="append", default=[], metavar="RISK",
+        help=t("apply, persist: overrule a refusal that the plan lets you overrule; may be given again"))  # fmt: skip
+    add("--kernel-parameter", action="store_true", help=t("persist: by a parameter of the kernel instead of a systemd unit"))
+    add("--format", choices=("text", "json"), default="text", help=t("form of the answer (default: text)"))
+    add("--all", action="store_true", help=t("plan, apply: show long lists in full"))
+
+
 def _add_topo(commands: _SubParsersAction[_Parser], t: Teller) -> None:
     topo = _command(commands, t, "topo", t("draws the PCIe tree and the paths between GPUs, with ACS, IOMMU and narrow links marked"), "")
     topo.add_argument("--from", dest="capture", metavar="CAPTURE", help=t("a capture instead of this machine"))
@@ -256,6 +289,10 @@ def _run(argv: Sequence[str], lang: str) -> int:
         from linkproof.machine import run
 
         return run(options, lang, _print, _width())
+    if options.command == "fix":
+        from linkproof.fixing.command import run as run_fix
+
+        return run_fix(options, lang, _print, _width())
     if options.command == "demo":
         from linkproof.demo.story import run
 

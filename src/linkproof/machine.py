@@ -19,7 +19,7 @@ HEALTHY, FINDING, CANNOT_TELL = 0, 1, 3
 ENGINE_CODES = {"safe": HEALTHY, "safe_with": HEALTHY, "at_risk": FINDING}
 
 
-def _host(capture: str | None) -> Host:
+def host_of(capture: str | None) -> Host:
     """This machine, or a capture of one. Raises InputError."""
     if capture is None:
         return Live("/")
@@ -46,7 +46,7 @@ def run(options: Namespace, lang: str, show: Callable[[str | Iterable[Row]], Non
         return _env(options, lang, show)
     if options.command == "check":
         return _check(options, lang, show, width)
-    return _topo(check(_host(options.capture)), options, lang, show)
+    return _topo(check(host_of(options.capture)), options, lang, show)
 
 
 def _check(options: Namespace, lang: str, show: Callable[[str | Iterable[Row]], None], width: int) -> int:
@@ -61,7 +61,7 @@ def _check(options: Namespace, lang: str, show: Callable[[str | Iterable[Row]], 
         return probing.show_plan(options, lang, show, width)
     if options.engine is not None:
         _known(options.engine)
-    checked = check(_host(options.capture)) if silent else probing.probed_check(options, lang)
+    checked = check(host_of(options.capture)) if silent else probing.probed_check(options, lang)
     said = machine_report(checked, lang)
     show(as_json(said) if options.format == "json" else text(said, lang, width, options.all))
     if options.engine is not None:
@@ -147,12 +147,16 @@ def _topo(checked: Checked, options: Namespace, lang: str, show: Callable[[str |
 
 
 def _collect(options: Namespace, lang: str, show: Callable[[str | Iterable[Row]], None]) -> int:
+    from linkproof.act import boot
     from linkproof.collect.bundle import pack
     from linkproof.collect.evidence import read_evidence
     from linkproof.collect.mask import Mask, names_of
+    from linkproof.collect.mend import read_mend
 
     recorder = Recorder(Live("/"))
     read_evidence(recorder)
+    read_mend(recorder)
+    boot.read(recorder)
     data = pack(recorder.log, Mask(*names_of()), f"linkproof {__version__}")
     try:
         with open(options.output, "xb") as file:  # noqa: PTH123  an existing file is never overwritten

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
+from kernel import disk
 from kernel.debian import ENOUGH
 from kernel.initramfs import Missing
-from kernel.vm import Booted, Lab
+from kernel.vm import WITH_ENGINES, Booted, Drive, Lab, Machine
 
 Boots = dict[str, Future[Booted]]
+Told = dict[str, Any]
 
 # one port, one word, written by setpci in the machine whose ports are all off
 WRITES = {
@@ -45,6 +52,7 @@ def _required() -> bool:
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     try:
+        disk.tools()
         return Lab(tmp_path_factory.mktemp("kernel"))
     except Missing as e:
         if _required():
@@ -92,6 +100,86 @@ def passthrough(boots: Boots) -> Booted:
 @pytest.fixture(scope="session")
 def strict(boots: Boots) -> Booted:
     return boots["strict"].result()
+
+
+# ---------------------------------------------------------------- `fix`: boots that follow each other on one disk
+
+ENTRY = "boot/loader/entries/linux.conf"
+DISK = {
+    ENTRY: b"# written at installation\ntitle   Linux\nlinux   /vmlinuz\noptions root=/dev/vda1 ro quiet intel_iommu=on\ninitrd  /initrd.img\n",
+    "etc/hostname": b"box\n",
+    "var/lib/other": b"7\n",
+}
+# the card at the end of the longest way is not there
+OTHER_CARDS = tuple(d for d in WITH_ENGINES if not (d.startswith("bochs-display") and d.endswith("bus=d5")))
+
+
+def _job(lab: Lab, job: str, image: Path, args: str = "intel_iommu=on", devices: tuple[str, ...] = WITH_ENGINES) -> Told:
+    said = lab.run(f"fix-{job}", f"TEST_PROGRAM=fix_guest TEST_JOB={job} {args}", Machine(devices, drives=(Drive(image),)))
+    print(f"\nfix {job}: {said.took_s:.1f} s")
+    told: Told = msgspec.json.decode(said.body)
+    return told
+
+
+def _acs_boots(lab: Lab) -> dict[str, Told]:
+    image = disk.make(lab.work / "fix-acs.img", DISK)
+    out = {"acs": _job(lab, "acs", image)}
+    other = Path(shutil.copyfile(image, lab.work / "fix-moved.img"))
+    return out | {"persisted": _job(lab, "persisted", image), "moved": _job(lab, "moved", other, devices=OTHER_CARDS)}
+
+
+def loaded(image: Path) -> str:
+    """What a boot loader gives the kernel: the options of the entry on the disk."""
+    entry = disk.read(image, f"/{ENTRY}")
+    assert entry is not None
+    found = re.search(r"^options\s+(.*)$", entry.decode(), re.M)
+    assert found is not None, entry
+    return found[1]
+
+
+def _iommu_boots(lab: Lab) -> dict[str, Told]:
+    """The host plays boot loader: each boot gets the options that the disk's entry has at that moment."""
+    image = disk.make(lab.work / "fix-iommu.img", DISK)
+    out: dict[str, Told] = {}
+    for job in ("iommu", "passthrough", "back"):
+        options = loaded(image)
+        out[job] = _job(lab, job, image, options) | {"options": options}
+        out[job]["entry"] = disk.read(image, f"/{ENTRY}")
+    return out
+
+
+def _lockdown_boots(lab: Lab) -> dict[str, Told]:
+    return {"lockdown": _job(lab, "lockdown", disk.make(lab.work / "fix-lockdown.img", DISK), "intel_iommu=on lockdown=integrity")}
+
+
+CHAINS: dict[str, Callable[[Lab], dict[str, Told]]] = {
+    "acs_boots": _acs_boots,
+    "iommu_boots": _iommu_boots,
+    "lockdown_boots": _lockdown_boots,
+}
+
+
+@pytest.fixture(scope="session")
+def chains(lab: Lab, request: pytest.FixtureRequest) -> Iterator[dict[str, Future[dict[str, Told]]]]:
+    wanted = [name for name in CHAINS if any(name in _asked(item) for item in request.session.items)]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        yield {name: pool.submit(CHAINS[name], lab) for name in wanted}
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="session")
+def acs_boots(chains: dict[str, Future[dict[str, Told]]]) -> dict[str, Told]:
+    return chains["acs_boots"].result()
+
+
+@pytest.fixture(scope="session")
+def iommu_boots(chains: dict[str, Future[dict[str, Told]]]) -> dict[str, Told]:
+    return chains["iommu_boots"].result()
+
+
+@pytest.fixture(scope="session")
+def lockdown_boots(chains: dict[str, Future[dict[str, Told]]]) -> dict[str, Told]:
+    return chains["lockdown_boots"].result()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,13 +1,16 @@
 """A Linux kernel to boot: one that was named, one from the cache, one from the distribution's archive, or this machine's own.
 
 In:      LINKPROOF_TEST_KERNEL (path of a vmlinuz), the cache folder, the sources that apt already knows.
-Out:     Kernel. Packages are downloaded and unpacked into the cache; nothing is installed, apt's own lists stay as they are.
+Out:     Kernel, and those of MODULES that it does not have built in: from its package, or from /lib/modules. Packages are downloaded and
+         unpacked into the cache; nothing is installed, apt's own lists stay as they are.
 Raises:  Missing, with what to do.
 Source:  apt-get(8), deb(5).
 """
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import os
 import re
 import subprocess
@@ -22,16 +25,55 @@ from kernel.initramfs import Missing
 PACKAGES = ("linux-image-cloud-amd64", "linux-image-virtual", "linux-image-generic", "linux-image-amd64")
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 ENOUGH = (6, 12, 23)  # `pci=config_acs=` for more than one device works from here on
+# what the guest needs beyond a bare kernel, each after those that it needs itself: a disk with ext4, and vfio-pci
+MODULES = (
+    "crc16",
+    "libcrc32c",
+    "mbcache",
+    "jbd2",
+    "ext4",
+    "virtio_blk",
+    "irqbypass",
+    "vfio",
+    "vfio_iommu_type1",
+    "vfio-pci-core",
+    "vfio-pci",
+)
 
 
 class Kernel(NamedTuple):
     path: Path
     version: tuple[int, ...]
 
+    @property
+    def release(self) -> str:
+        return self.path.name.removeprefix("vmlinuz-")
+
+    def modules(self) -> dict[str, bytes]:
+        """Those of MODULES that are not built in, by name, unpacked."""
+        out: dict[str, bytes] = {}
+        for folder in (self.path.parent / f"modules-{self.release}", Path("/lib/modules") / self.release):
+            for path in sorted(folder.rglob("*.ko*")):
+                name = path.name.partition(".ko")[0]
+                if name in MODULES and name not in out:
+                    out[name] = _plain(path)
+        return {name: out[name] for name in MODULES if name in out}
+
+
+def _plain(path: Path) -> bytes:
+    if path.suffix == ".zst":
+        return subprocess.run(["zstd", "-dcq", str(path)], capture_output=True, check=True).stdout
+    data = path.read_bytes()
+    return lzma.decompress(data) if path.suffix == ".xz" else gzip.decompress(data) if path.suffix == ".gz" else data
+
 
 def _kernel(path: Path) -> Kernel:
     found = re.search(r"vmlinuz-(\d+)\.(\d+)\.(\d+)", path.name)
     return Kernel(path, tuple(int(part) for part in found.groups()) if found else (0, 0, 0))
+
+
+def _cached(cache: Path) -> list[Kernel]:
+    return [_kernel(path) for path in cache.glob("vmlinuz-*")]
 
 
 def kernel(cache: Path) -> Kernel:
@@ -40,11 +82,11 @@ def kernel(cache: Path) -> Kernel:
         if not os.access(named, os.R_OK):
             raise Missing(f"LINKPROOF_TEST_KERNEL={named} cannot be read")
         return _kernel(Path(named).resolve())
-    have = [_kernel(path) for path in cache.glob("vmlinuz-*")]
-    if not have:
+    have = _cached(cache)
+    if not any((cache / f"modules-{k.release}").exists() for k in have):  # none, or one from before its modules were kept
         why = _download(cache)
         own = [path for path in Path("/boot").glob("vmlinuz-[0-9]*") if os.access(path, os.R_OK)]
-        have = [_kernel(path) for path in [*cache.glob("vmlinuz-*")] or own]
+        have = _cached(cache) or [_kernel(path) for path in own]
         if not have:
             remedy = f"`apt-get update && apt-get download {PACKAGES[0]}` must work, or set LINKPROOF_TEST_KERNEL=/path/to/vmlinuz"
             raise Missing(f"no kernel to boot ({why}): {remedy}")
@@ -87,7 +129,7 @@ def _newest(apt: _Apt) -> tuple[str, tuple[int, ...]]:
 
 
 def _download(cache: Path) -> str:
-    """Puts a vmlinuz into the cache, or says why not."""
+    """Puts a vmlinuz and its modules into the cache, or says why not."""
     with tempfile.TemporaryDirectory(dir=cache) as name:
         try:
             apt = _Apt(Path(name) / "own")
@@ -116,14 +158,26 @@ def _backports(apt: _Apt) -> str:
 
 
 def _unpack(package: Path, cache: Path) -> str:
+    """The kernel comes last: where it is, its modules are."""
+    image: tuple[str, bytes] | None = None
+    modules: dict[str, bytes] = {}
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as unpacking:
         assert unpacking.stdout is not None
         with tarfile.open(fileobj=unpacking.stdout, mode="r|") as tar:
             for member in tar:
-                if re.match(r"^\.?/?boot/vmlinuz-", member.name) and (data := tar.extractfile(member)):
-                    new = cache / f"new-{os.getpid()}"
-                    new.write_bytes(data.read())
-                    new.replace(cache / Path(member.name).name)
-                    unpacking.kill()
-                    return ""
-    return "the package holds no kernel"
+                name = Path(member.name).name
+                wanted = name.startswith("vmlinuz-") or (".ko" in name and name.partition(".ko")[0] in MODULES)
+                if wanted and (data := tar.extractfile(member)):
+                    if name.startswith("vmlinuz-"):
+                        image = (name, data.read())
+                    else:
+                        modules[name] = data.read()
+    if image is None:
+        return "the package holds no kernel"
+    folder = cache / f"modules-{_kernel(Path(image[0])).release}"
+    folder.mkdir(exist_ok=True)
+    for name, content in {**modules, f"../{image[0]}": image[1]}.items():
+        new = cache / f"new-{os.getpid()}"
+        new.write_bytes(content)
+        new.replace(folder / name)
+    return ""

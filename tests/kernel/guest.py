@@ -27,6 +27,7 @@ from linkproof.collect.bundle import pack
 from linkproof.collect.evidence import read_evidence
 from linkproof.collect.host import Answer, Host, Live, Recorder
 from linkproof.collect.mask import Mask
+from linkproof.collect.mend import read_mend
 from linkproof.model import Iommu
 from linkproof.parse.pci_facts import facts_of, paths_of_interest
 from linkproof.parse.pci_tree import PciFunction, tree
@@ -146,6 +147,7 @@ def main() -> None:
     user = _as_nobody()
     recorder = Recorder(Live())
     root = describe(recorder)
+    read_mend(StandIn(recorder))
     live, writes = Live(), os.environ.get("TEST_WRITES")
     after = _lspci("-xxxx")
     report = Report(

@@ -22,10 +22,10 @@ import sysconfig
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
-INSTALL = "apt-get install -y --no-install-recommends qemu-system-x86 seabios busybox-static pciutils"
+INSTALL = "apt-get install -y --no-install-recommends qemu-system-x86 seabios busybox-static pciutils e2fsprogs"
 QEMU = "qemu-system-x86_64"
 PROGRAMS = ("busybox", "lspci", "setpci")
-APPLETS = ("sh", "mount", "poweroff", "dmesg", "df", "cat", "ls")
+APPLETS = ("sh", "mount", "umount", "insmod", "sync", "poweroff", "dmesg", "df", "cat", "ls")
 PACKAGES = ("msgspec", "re2", "_re2", "ahocorasick_rs")
 # what no small program imports, and what would bring in libraries of its own
 LEFT_OUT = re.compile(
@@ -92,6 +92,16 @@ def python_files(folder: Path, at: str) -> dict[str, Content]:
         if path.suffix in (".py", ".so") and path.is_file() and not LEFT_OUT.search(str(inside)) and not MODULES_LEFT_OUT.match(path.name):
             out[str(Path(at) / (inside.with_suffix(".pyc") if path.suffix == ".py" else inside))] = path
     return out
+
+
+def site(customized: Path) -> dict[str, Content]:
+    """What a Python finds that is started with no environment at all, as by systemd: the same packages, and a `sitecustomize`."""
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    return {
+        f"py/{sys.platlibdir}/{stdlib.name}/site-packages": "/site",
+        "site/sitecustomize.pyc": customized,
+        "usr/bin/env": "/bin/busybox",
+    }
 
 
 def _package(name: str) -> dict[str, Content]:

@@ -18,9 +18,11 @@ from kernel.guest import Report, Seen, StandIn, describe
 from kernel.initramfs import INSTALL
 from kernel.vm import ACS_PORTS, GPUS, NICS, PLAIN_PORTS, Booted
 from kernel.witness import Witnessed, witnessed
+from linkproof.act.plan import plan
 from linkproof.checking import check
 from linkproof.collect.bundle import unpack
 from linkproof.collect.host import Recorded
+from linkproof.collect.mend import read_mend
 from linkproof.model import Acs, Iommu
 from linkproof.parse import read
 from linkproof.parse.clean import clean
@@ -300,6 +302,16 @@ def test_the_whole_check_of_a_capture_knows_each_gpus_iommu_mode_or_that_a_guest
     checked = check(StandIn(log_of(boots[name].result().report)))
     assert checked.modes == dict.fromkeys(GPUS, "unknown" if MODES[name] == "off" else MODES[name])
     assert checked.diagnosis.verdict == "cannot_tell"
+
+
+@EVERY_BOOT
+def test_in_a_guest_that_says_so_no_step_of_a_plan_for_its_ports_or_iommu_may_be_applied(boots: Boots, name: str) -> None:
+    """QEMU shows ACS registers and an IOMMU, and what is written there moves nothing on the host."""
+    host = StandIn(log_of(boots[name].result().report))
+    made = plan(check(host), read_mend(host), ((GPUS[1], GPUS[2]),))
+    written = [step for step in made.steps if step.changes]
+    assert bool(written) == (MODES[name] == "translating")
+    assert all("guest" in {refusal.ref for refusal in step.refusals} for step in written)
 
 
 def test_a_locked_down_kernel_still_lets_us_read_every_register(strict: Booted) -> None:

@@ -24,6 +24,7 @@ NAMES_MAX = 200_000
 NVML = ("linkproof-nvml",)
 USER_CONF = "nccl.conf:user"  # $NCCL_CONF_FILE, or ~/.nccl.conf
 OUTSIDE = "leads out of the root"
+NOT_RECORDED = "not recorded"
 PACKAGES = (
     "torch", "transformers", "accelerate", "vllm", "sglang", "deepspeed", "nvidia-nccl-cu11", "nvidia-nccl-cu12", "nvidia-nccl-cu13", "triton",
     "flash-attn", "bitsandbytes", "ray", "tensorrt-llm",
@@ -182,7 +183,7 @@ class Recorded:
         self.log = log
 
     def _give(self, name: str) -> Answer:
-        return self.log.get(name, Answer(None, "not recorded"))
+        return self.log.get(name, Answer(None, NOT_RECORDED))
 
     def file(self, path: str) -> Answer:
         return self._give(key("file", path))

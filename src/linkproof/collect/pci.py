@@ -11,7 +11,7 @@ import re
 
 from msgspec import Struct, field
 
-from linkproof.collect.host import Host
+from linkproof.collect.host import NOT_RECORDED, Host
 from linkproof.model import PCI_DEVICES
 
 # what a function of interest is asked for; absent files stay out of the answer
@@ -73,7 +73,7 @@ def _more(host: Host, base: str, function: RawFunction) -> None:
         answer = host.file(f"{base}/{name}")
         if answer.data is not None:
             function.texts[name] = answer.text.strip()
-        elif answer.why not in ("absent", "not recorded"):
+        elif answer.why not in ("absent", NOT_RECORDED):
             function.refused[name] = answer.why
     if function.cls.startswith(_CONFIGURED):
         config = host.file(f"{base}/config")

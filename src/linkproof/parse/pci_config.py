@@ -9,11 +9,13 @@ Source:  PCI Express Base Specification 6, 7.6 and 7.7.11; names of the bits as 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 ACS_BITS = ("SrcValid", "TransBlk", "ReqRedir", "CmpltRedir", "UpstreamFwd", "EgressCtrl", "DirectTrans")
 REDIRECT = 0x2C  # ReqRedir, CmpltRedir, EgressCtrl: SrcValid and the others move no packet to another way
-_ECAP_ACS = 0x000D
+ACS = 0x000D  # number of the extended capability
+ACS_CONTROL = 6  # bytes into it, where the control word stands
 _CAP_EXPRESS = 0x10
 _KINDS = {0: "endpoint", 1: "endpoint", 4: "root_port", 5: "upstream_port", 6: "downstream_port"}
 
@@ -71,15 +73,22 @@ def _payload_B(config: bytes) -> int | None:
     return None
 
 
-def _acs(config: bytes) -> int | None:
+def extended(config: bytes, number: int) -> Iterator[int]:
+    """Offsets at which extended capabilities of that number begin. A list that loops ends there."""
     at, visited = 0x100, set[int]()
     while 0x100 <= at <= len(config) - 8 and at not in visited:
         visited.add(at)
         head = _u32(config, at)
-        if head & 0xFFFF == _ECAP_ACS:
-            return _u16(config, at + 6)
+        if head in (0, 0xFFFFFFFF):
+            return
+        if head & 0xFFFF == number:
+            yield at
         at = head >> 20 & 0xFFC
-    return None
+
+
+def _acs(config: bytes) -> int | None:
+    at = next(extended(config, ACS), None)
+    return None if at is None else _u16(config, at + ACS_CONTROL)
 
 
 def decode(config: bytes) -> Config | None:
@@ -87,7 +96,7 @@ def decode(config: bytes) -> Config | None:
     if len(config) < 64 or _u16(config, 0) in (0x0000, 0xFFFF):
         return None
     bridge = config[0x0E] & 0x7F == 1
-    extended = len(config) >= 0x200 and _u32(config, 0x100) not in (0, 0xFFFFFFFF)
+    readable = len(config) >= 0x200 and _u32(config, 0x100) not in (0, 0xFFFFFFFF)
     return Config(
         vendor=_u16(config, 0),
         device=_u16(config, 2),
@@ -95,7 +104,7 @@ def decode(config: bytes) -> Config | None:
         kind=_kind(config) if len(config) >= 256 else "",
         secondary=config[0x19] if bridge else None,
         subordinate=config[0x1A] if bridge else None,
-        extended=extended,
-        acs=_acs(config) if extended and not dwords_acs(_u16(config, 0), _u16(config, 2)) else None,
+        extended=readable,
+        acs=_acs(config) if readable and not dwords_acs(_u16(config, 0), _u16(config, 2)) else None,
         max_payload_B=_payload_B(config) if len(config) >= 256 else None,
     )

@@ -6,16 +6,10 @@ Source:  MachineReport is the source; a change that takes something away or give
 
 from __future__ import annotations
 
-import msgspec
-
+from linkproof.report.contract import published
 from linkproof.report.machine import MachineReport
 
 
 def schema() -> str:
     """What stands in `check.schema.json`."""
-    words = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "linkproof check --format json",
-        **msgspec.json.schema(MachineReport),
-    }
-    return msgspec.json.format(msgspec.json.encode(words), indent=2).decode() + "\n"
+    return published(MachineReport, "check")

@@ -166,9 +166,19 @@ def as_json(report: Report) -> str:
 
 def schema() -> str:
     """What stands in `explain.schema.json`."""
+    return published(Report, "explain")
+
+
+def published(kind: object, command: str) -> str:
+    """The schema of what a command prints, the same with every version of msgspec: newer ones take the indent off a docstring."""
+    from inspect import cleandoc  # start-up does without it
+
     words = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "linkproof explain --format json",
-        **msgspec.json.schema(Report),
+        "title": f"linkproof {command} --format json",
+        **msgspec.json.schema(kind),
     }
+    for about in (words, *words.get("$defs", {}).values()):
+        if "description" in about:
+            about["description"] = cleandoc(about["description"])
     return msgspec.json.format(msgspec.json.encode(words), indent=2).decode() + "\n"

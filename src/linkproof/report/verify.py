@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from linkproof.report.contract import published
 from linkproof.report.layout import Piece, Row, width_of, wrapped
 from linkproof.report.say import Teller
 from linkproof.report.verify_words import agreement_words, check_words, cut_words, do_words, headline, size_words, spread_words
@@ -108,12 +109,7 @@ def as_json(report: VerifyReport) -> str:
 
 def schema() -> str:
     """What stands in `verify.schema.json`."""
-    words = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "linkproof verify --format json",
-        **msgspec.json.schema(VerifyReport),
-    }
-    return msgspec.json.format(msgspec.json.encode(words), indent=2).decode() + "\n"
+    return published(VerifyReport, "verify")
 
 
 # ---------------------------------------------------------------- text

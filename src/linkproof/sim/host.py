@@ -59,6 +59,7 @@ class SimHost:
         for number, gpu in enumerate(scenario.gpus):
             self._gpu(number, gpu)
         self._texts()
+        self._boot()
         self._tools()
 
     # ------------------------------------------------ Host
@@ -99,6 +100,7 @@ class SimHost:
         if gpu.iommu:
             self.links[f"{base}/iommu_group"] = f"/sys/kernel/iommu_groups/{number + 20}"
             self.files[f"/sys/kernel/iommu_groups/{number + 20}/type"] = f"{gpu.iommu}\n".encode()
+            self.folders[f"/sys/kernel/iommu_groups/{number + 20}/devices"] = [gpu.bdf]
         self.folders["/sys/class/iommu"] = [maker[3]] if any(g.iommu for g in self.scenario.gpus) else []
 
     def _function(self, place: str, vendor: int, device: int, cls: int, registers: bytes, width: int) -> str:
@@ -153,6 +155,14 @@ class SimHost:
                 f"● nvidia-fabricmanager.service - NVIDIA fabric manager service\n     Active: {state} since Mon 2026-11-02 08:00:00 UTC"
             )
         self.commands.update({argv: Answer(f"{text}\n".encode()) for argv, text in said.items()})
+
+    def _boot(self) -> None:
+        """Debian's way: GRUB, whose menu `update-grub` makes from /etc/default/grub."""
+        line = " ".join(word for word in self.scenario.host.cmdline.split() if not word.startswith(("root=", "BOOT_IMAGE=", "ro")))
+        self.files["/etc/default/grub"] = f'GRUB_DEFAULT=0\nGRUB_TIMEOUT=5\nGRUB_CMDLINE_LINUX_DEFAULT="{line}"\n'.encode()
+        self.files["/boot/grub/grub.cfg"] = f"menuentry 'Linux' {{\n\tlinux /vmlinuz {self.scenario.host.cmdline}\n}}\n".encode()
+        self.files["/proc/sys/kernel/osrelease"] = b"6.8.0-60-generic\n"
+        self.folders |= {"/boot": ["grub"], "/boot/grub": ["grub.cfg"], "/usr/sbin": ["update-grub"]}
 
     def _tools(self) -> None:
         """NVML's JSON; nothing on AMD, as there."""
