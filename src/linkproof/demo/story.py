@@ -63,7 +63,9 @@ def run(options: Namespace, lang: str, show: Show, width: int) -> int:
         page.rows([Piece(t("The demo ends here: what it would show next rests on this step."))])
         return NOT_SO
     page.head(t("The same on your machine"))
-    page.ran("$ linkproof check", "$ linkproof run --guard deferred -- python your_script.py", "$ linkproof explain your.log")
+    page.ran(
+        "$ linkproof check", "$ linkproof fix", "$ linkproof run --guard deferred -- python your_script.py", "$ linkproof explain your.log"
+    )
     page.rows([Piece(t("Every step came out as it should; took {s} s", s=f"{monotonic() - began:.0f}"), "good")], indent=0)
     return AS_IT_SHOULD
 
