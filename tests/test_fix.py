@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from fix_machine import JOURNAL, REDIRECTS, SWITCH_PORTS, Box
+from linkproof import proc
 from linkproof.act.doors import Machine
 from linkproof.checking import check
 from linkproof.cli import main
@@ -143,6 +146,23 @@ def test_what_does_not_help_is_taken_back_at_once(tmp_path: Path) -> None:
     assert code == 1 and "helped" not in states(said).values() and states(said)["acs-switch"] == "did_not_help"
     assert box.registers() == before and said["consumers"], "the way around is shown"
     assert asked(box, "status")[1]["state"] == "nothing"
+
+
+def test_where_the_kernel_refuses_the_register_its_own_parameter_takes_the_steps_place(tmp_path: Path) -> None:
+    files = {
+        "/sys/kernel/security/lockdown": "none [integrity] confidentiality\n",
+        "/etc/default/grub": 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\n',
+        "/boot/grub/grub.cfg": "menuentry 'Linux' {\n\tlinux /vmlinuz quiet\n}\n",
+        "/usr/sbin/update-grub": "#!/bin/sh\n",
+    }
+    box = Box(tmp_path, files=files)
+    box.machine = Machine(str(tmp_path), run=lambda argv, *, deadline_s: proc.Done(b""))
+    before = box.registers()
+    code, said = asked(box, "apply")
+    assert states(said)["acs-switch"] == "refused" and states(said)["acs-kernel"] == "in_place"
+    assert (code, said["state"]) == (0, "done") and box.registers() == before
+    assert "disable_acs_redir=" in (tmp_path / "etc/default/grub").read_text()
+    assert asked(box, "rollback")[0] == 0 and (tmp_path / "etc/default/grub").read_text() == files["/etc/default/grub"]
 
 
 def test_a_register_that_takes_no_write_is_told_and_its_neighbours_are_put_back(tmp_path: Path) -> None:
@@ -290,6 +310,16 @@ def test_an_unknown_step_lists_those_that_there_are(box: Box) -> None:
     box.run("apply")
     with pytest.raises(UsageError, match=r"no-such-step.*acs-switch"):
         box.run("rollback", "--step", "acs")
+
+
+def test_an_apply_to_which_nobody_listens_any_more_goes_on(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str, /) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    code, said = asked(box, "apply")
+    assert code == 0 and states(said)["acs-switch"] == "helped"
 
 
 def test_one_step_can_be_taken_back_by_its_name(box: Box) -> None:

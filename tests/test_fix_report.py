@@ -214,6 +214,14 @@ def test_registers_are_shown_in_hex_with_the_names_of_their_bits() -> None:
     assert (other.former, other.now) == ("0x001d", "gone"), "bits of another register have other names"
 
 
+def test_what_did_not_help_is_no_failure_where_a_later_step_did() -> None:
+    became, t = [("s0", "did_not_help"), ("s1", "helped")], Teller("en")
+    assert fix_words.apply_headline(became, t, {"s0"})[0] == "done"
+    assert "tried and taken back: s0" in fix_words.apply_headline(became, t, {"s0"})[1]
+    assert fix_words.apply_headline([("s0", "refused"), ("s1", "in_place")], t, {"s0"})[0] == "done"
+    assert fix_words.apply_headline([("s0", "did_not_stick"), ("s1", "helped")], t)[0] == "not_all"
+
+
 @pytest.mark.parametrize(
     ("states", "state"),
     [

@@ -48,7 +48,7 @@ class SysfsText(Struct, frozen=True, tag="sysfs_text"):
 
 
 class TextFile(Struct, frozen=True, tag="text_file"):
-    """A file on disk, replaced as a whole and atomically. edit: name of a function in `act/edits.py`; add, remove: its words.
+    """A file on disk, replaced as a whole and atomically. edit: name of a function in `act/text/edits.py`; add, remove: its words.
 
     edit "whole": the file is `content` and nothing else (a file of our own); it must not be there before, or be the same.
     """

@@ -11,13 +11,13 @@ import pytest
 
 from evidence.build import DOWN, Machine, config
 from linkproof import __version__, proc
-from linkproof.act import persist_file, reapply, unit
 from linkproof.act.apply import apply
 from linkproof.act.doors import Machine as Doors
 from linkproof.act.journal import Journal, Record
-from linkproof.act.persist import PARAMETER, UNIT, persist_plan, persisted
-from linkproof.act.persist import reapply as reapplied
-from linkproof.act.reapply import LAST, last_run
+from linkproof.act.persist import persist_file, reapply, unit
+from linkproof.act.persist.plan import PARAMETER, UNIT, persist_plan, persisted
+from linkproof.act.persist.reapply import LAST, last_run
+from linkproof.act.persist.reapply import reapply as reapplied
 from linkproof.act.refusals import refusals_now
 from linkproof.act.rollback import rollback
 from linkproof.act.status import status

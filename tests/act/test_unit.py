@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from linkproof import __version__, proc
-from linkproof.act import unit
 from linkproof.act.doors import Machine
+from linkproof.act.persist import unit
 from linkproof.report.say import say
 
 ANALYZE = shutil.which("systemd-analyze")

@@ -15,7 +15,7 @@ import pytest
 from kernel.debian import kernel
 from kernel.initramfs import QEMU, Content, Missing, _libraries, cpio
 from kernel.vm import CPU
-from linkproof.act import unit
+from linkproof.act.persist import unit
 
 LIMIT_S = 120
 MANAGER = Path("/lib/systemd/systemd")

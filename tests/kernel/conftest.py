@@ -116,7 +116,6 @@ OTHER_CARDS = tuple(d for d in WITH_ENGINES if not (d.startswith("bochs-display"
 
 def _job(lab: Lab, job: str, image: Path, args: str = "intel_iommu=on", devices: tuple[str, ...] = WITH_ENGINES) -> Told:
     said = lab.run(f"fix-{job}", f"TEST_PROGRAM=fix_guest TEST_JOB={job} {args}", Machine(devices, drives=(Drive(image),)))
-    print(f"\nfix {job}: {said.took_s:.1f} s")
     told: Told = msgspec.json.decode(said.body)
     return told
 

@@ -28,7 +28,7 @@ import msgspec
 from msgspec import Struct
 
 from linkproof.act.doors import FileNow, Machine
-from linkproof.act.edits import EDITS
+from linkproof.act.text.edits import EDITS
 from linkproof.errors import UsageError
 from linkproof.mending import Change, ConfigWord, TextFile
 

@@ -15,10 +15,10 @@ from __future__ import annotations
 from contextlib import suppress
 from itertools import groupby
 
-from linkproof.act import edits
 from linkproof.act.doors import Machine, temp_of
 from linkproof.act.images import Images, differing, images, put_back
 from linkproof.act.journal import Entry, Journal, Record, image_of
+from linkproof.act.text import edits
 from linkproof.act.writing import Failed, OtherDevice, refused, text_now, word_now
 from linkproof.errors import UsageError
 from linkproof.mending import Change, ChangeUndone, Command, ConfigWord, Sentence, Symlink, SysfsText, TextFile

@@ -9,11 +9,11 @@ Source:  Linux Documentation/admin-guide/kernel-parameters.rst: /proc/cmdline is
 
 from __future__ import annotations
 
-from linkproof.act import edits
 from linkproof.act.doors import Machine
 from linkproof.act.images import differing, images
 from linkproof.act.journal import Entry, Journal, image_of
-from linkproof.act.words import words_in
+from linkproof.act.text import edits
+from linkproof.act.text.words import words_in
 from linkproof.act.writing import Failed, OtherDevice, refused, text_now, word_now
 from linkproof.mending import ChangeStands, Command, ConfigWord, Sentence, Symlink, SysfsText, TextFile
 

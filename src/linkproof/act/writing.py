@@ -13,10 +13,10 @@ import errno
 
 from msgspec.structs import replace
 
-from linkproof.act import edits
 from linkproof.act.doors import FileNow, Machine
 from linkproof.act.images import differing, images, kept
 from linkproof.act.journal import Entry, Journal, Kept, NotKept, Record, image_of
+from linkproof.act.text import edits
 from linkproof.mending import Change, Command, ConfigWord, Sentence, Symlink, SysfsText, TextFile
 from linkproof.parse.pci_config import ACS, dwords_acs, extended
 

@@ -1,8 +1,8 @@
 """The command `fix`: plan, apply, rollback, status, persist, reapply. Wires host, check, plan, engine, probe and report; decides nothing.
 
-Exit codes: plan 0 nothing to mend, 1 there are steps; apply, persist 0 all that was tried helped or is in place, 1 something was refused, failed or
-taken back; rollback 0 all former values are back, 1 not all; status 0 as it was left, 1 lost, drifted or interrupted; reapply 0 done, 1 not; 3 cannot
-tell, of each.
+Exit codes: plan 0 nothing to mend, 1 there are steps; apply, persist 0 all that was tried helped or is in place, 1 something was refused, failed or was
+taken back with nothing in its place; rollback 0 all former values are back, 1 not all; status 0 as it was left, 1 lost, drifted or interrupted;
+reapply 0 done, 1 not; 3 cannot tell, of each.
 
 What sends data (workers, numpy) is imported where it is needed: status, rollback and the unit at boot send none.
 """
@@ -13,7 +13,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal, NamedTuple
 
 from msgspec import structs
@@ -22,7 +22,8 @@ from linkproof import routes_cache
 from linkproof.act.apply import apply
 from linkproof.act.doors import Machine
 from linkproof.act.journal import FOLDER, Journal
-from linkproof.act.persist import persist_plan, persisted, reapply
+from linkproof.act.persist.plan import persist_plan, persisted
+from linkproof.act.persist.reapply import reapply
 from linkproof.act.plan import plan as planned
 from linkproof.act.refusals import refusals_now
 from linkproof.act.rollback import rollback
@@ -34,7 +35,7 @@ from linkproof.errors import UsageError
 from linkproof.fixing.typed import as_root, known_risks, known_steps, needs_root, pairs_named, refuse_what_does_nothing, repeated
 from linkproof.machine import host_of
 from linkproof.measured import Probed
-from linkproof.mending import ChangeStands, ConfigWord, Pair, Plan, Proved, Sentence, Step
+from linkproof.mending import ChangeStands, ConfigWord, Pair, Plan, Proved, Sentence, Step, StepDone
 from linkproof.model import PCI_DEVICES
 from linkproof.progress import trying
 from linkproof.report import fix as report
@@ -222,9 +223,9 @@ def _applied(
     )  # fmt: skip
     standing = status(at.machine, journal)
     maker, steps = Maker(lang, gpu_numbers(checked)), {s.id: s for s in made.steps}
-    state, words = apply_headline([(d.id, d.state) for d in done], t)
+    state, words = apply_headline([(d.id, d.state) for d in done], t, _outdone(done, steps))
     written = [d.id for d in done if d.state in ("helped", "in_place", "not_known")]
-    mended = any(d.state == "helped" for d in done)
+    mended = state == "done" and any(d.state == "helped" for d in done)
     return kind(
         state=state,
         headline=words,
@@ -234,6 +235,17 @@ def _applied(
         consumers=report.consumers_said(checked.diagnosis.consumers) if checked is not None and made.pairs and not mended else {},
         next=_after_persist(bool(written), t) if kind is report.PersistedSaid else _after_apply([steps[i] for i in written], standing, t),
     )
+
+
+def _outdone(done: tuple[StepDone, ...], steps: dict[str, Step]) -> set[str]:
+    """Steps that were refused or did not help, where a later one has mended all their pairs, or will after a reboot."""
+    out = set()
+    for n, d in enumerate(done):
+        later = {pair for e in done[n + 1 :] if e.state in ("helped", "in_place") for pair in steps[e.id].pairs}
+        pairs = set(steps[d.id].pairs)
+        if d.state in ("refused", "did_not_help") and pairs and pairs <= later:
+            out.add(d.id)
+    return out
 
 
 def _after_apply(written: list[Step], standing: tuple[ChangeStands, ...], t: Teller) -> tuple[NextSaid, ...]:
@@ -254,7 +266,9 @@ def _after_persist(written: bool, t: Teller) -> tuple[NextSaid, ...]:
 
 
 def _tell(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
+    """Nobody may listen any more (`2>&1 | head`): what is at work goes on all the same."""
+    with suppress(OSError, ValueError):
+        print(words, file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------- rollback, status

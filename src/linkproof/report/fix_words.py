@@ -9,7 +9,7 @@ Raises:  nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from shlex import join
 from typing import Literal, Protocol
 
@@ -198,8 +198,10 @@ def plan_headline(state: str, steps: Sequence[Applicable], pairs: int, measured:
     return words + (about if measured else t("; nothing was measured, so it may mend nothing")) + t(". Nothing was changed yet")
 
 
-def apply_headline(became: Sequence[tuple[str, str]], t: Teller) -> tuple[Literal["done", "not_all", "not_known", "nothing"], str]:
-    """became: (id, state) of the steps in order."""
+def apply_headline(
+    became: Sequence[tuple[str, str]], t: Teller, outdone: Collection[str] = ()
+) -> tuple[Literal["done", "not_all", "not_known", "nothing"], str]:
+    """became: (id, state) of the steps in order. outdone: refused or without help where a later one took their place: told, and nothing is left to do for them."""
     if not became:
         return "nothing", t("There was nothing to do. Nothing was changed")
 
@@ -217,7 +219,8 @@ def apply_headline(became: Sequence[tuple[str, str]], t: Teller) -> tuple[Litera
     if not parts:
         return "nothing", t("Nothing was written: what there is to do is not needed any more, or a person must do it")
     words = joined(parts, t)
-    return "not_all" if refused or back or failed else "not_known" if unknown else "done", words[:1].upper() + words[1:]
+    left = [step for step, state in became if state in ("refused", "did_not_help", "did_not_stick", "failed") and step not in outdone]
+    return "not_all" if left else "not_known" if unknown else "done", words[:1].upper() + words[1:]
 
 
 def rollback_headline(states: Sequence[str], t: Teller) -> tuple[Literal["back", "not_all", "nothing"], str]:

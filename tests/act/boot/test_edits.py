@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linkproof.act.edits import NotUnderstood, edited, line_of, unedited
-from linkproof.act.words import atoms, parsed, words
+from linkproof.act.text.edits import NotUnderstood, edited, line_of, unedited
+from linkproof.act.text.words import atoms, parsed, words
 from linkproof.mending import TextFile
 
 ACS = "pci=config_acs=x0x00xx@0000:16:00.0;x0x00xx@0000:17:00.0"

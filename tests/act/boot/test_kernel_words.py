@@ -6,7 +6,7 @@ import pytest
 
 from linkproof.act.boot import acs_words, iommu_off_words, passthrough_words
 from linkproof.act.boot.kernel_words import flags
-from linkproof.act.words import with_words
+from linkproof.act.text.words import with_words
 
 ONE = (("0000:16:00.0", 0x2C),)
 TWO = (("0000:16:00.0", 0x0C), ("0000:17:00.0", 0x2C))

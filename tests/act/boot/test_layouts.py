@@ -15,8 +15,8 @@ import pytest
 
 from linkproof.act.boot import command_line, passthrough_words, words_in
 from linkproof.act.boot.edit import BootEdit
-from linkproof.act.edits import edited, line_of, unedited
-from linkproof.act.words import with_words
+from linkproof.act.text.edits import edited, line_of, unedited
+from linkproof.act.text.words import with_words
 from linkproof.collect.host import Answer, Host, Live, Recorded, Recorder
 from linkproof.mending import Command, TextFile
 from linkproof.report.say import say

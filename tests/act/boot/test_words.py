@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linkproof.act.words import atoms, parsed, splices, with_words, words, words_in
+from linkproof.act.text.words import atoms, parsed, splices, with_words, words, words_in
 
 PT = (("iommu=pt",), ("iommu=nopt", "iommu.passthrough=0"))
 ACS = "pci=config_acs=x0x00xx@0000:16:00.0"

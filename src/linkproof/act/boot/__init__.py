@@ -15,8 +15,8 @@ from linkproof.act.boot.grub import grub
 from linkproof.act.boot.kernel_words import KernelWords, acs_words, iommu_off_words, passthrough_words
 from linkproof.act.boot.seen import Seen
 from linkproof.act.boot.tools import kernelstub, rpm_ostree
-from linkproof.act.edits import NotUnderstood
-from linkproof.act.words import words_in
+from linkproof.act.text.edits import NotUnderstood
+from linkproof.act.text.words import words_in
 from linkproof.collect.host import Host
 from linkproof.mending import Refusal, Sentence
 

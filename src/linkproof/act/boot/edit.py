@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from linkproof.act import words
-from linkproof.act.edits import NotUnderstood, edited, line_of
+from linkproof.act.text import words
+from linkproof.act.text.edits import NotUnderstood, edited, line_of
 from linkproof.collect.host import NOT_RECORDED
 from linkproof.mending import Change, Command, Line, Refusal, Sentence, TextFile
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 
-from linkproof.act import words
 from linkproof.act.boot.edit import (
     REBOOT,
     BootEdit,
@@ -30,7 +29,8 @@ from linkproof.act.boot.edit import (
 )  # fmt: skip
 from linkproof.act.boot.grub import MAIN
 from linkproof.act.boot.seen import Seen
-from linkproof.act.edits import DEFAULT, NotUnderstood, line_of
+from linkproof.act.text import words
+from linkproof.act.text.edits import DEFAULT, NotUnderstood, line_of
 from linkproof.mending import Change, Refusal, Sentence
 
 CMDLINE = "/etc/kernel/cmdline"

@@ -14,7 +14,6 @@ import re
 
 from msgspec import Struct
 
-from linkproof.act import shell_file, words
 from linkproof.act.boot.edit import (
     REBOOT,
     BootEdit,
@@ -29,7 +28,8 @@ from linkproof.act.boot.edit import (
     there_already,
 )  # fmt: skip
 from linkproof.act.boot.seen import Seen
-from linkproof.act.edits import ALWAYS, DEFAULT, NotUnderstood, line_of
+from linkproof.act.text import shell_file, words
+from linkproof.act.text.edits import ALWAYS, DEFAULT, NotUnderstood, line_of
 from linkproof.mending import Change, Sentence, TextFile
 
 MAIN, FOLDER = "/etc/default/grub", "/etc/default/grub.d"

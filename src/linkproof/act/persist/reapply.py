@@ -17,12 +17,12 @@ from time import time
 import msgspec
 from msgspec import Struct, structs
 
-from linkproof.act import persist_file
 from linkproof.act.apply import apply
 from linkproof.act.doors import FileNow, Machine
 from linkproof.act.hardware import changed
 from linkproof.act.journal import Entry, Journal
-from linkproof.act.persist_file import PersistFile
+from linkproof.act.persist import persist_file
+from linkproof.act.persist.persist_file import PersistFile
 from linkproof.act.refusals import listed, refusals_now
 from linkproof.act.writing import Failed, there
 from linkproof.collect.host import Host

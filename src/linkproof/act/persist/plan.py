@@ -13,13 +13,13 @@ from time import localtime, strftime, time
 
 from msgspec import Struct, structs
 
-from linkproof.act import persist_file, unit
 from linkproof.act.boot import acs_words, command_line
 from linkproof.act.doors import Machine
 from linkproof.act.hardware import hardware_parts, key
 from linkproof.act.journal import Journal
-from linkproof.act.persist_file import PersistFile
-from linkproof.act.reapply import LastRun, Reapplied, again, last_run, pairs_through, reapply, standing
+from linkproof.act.persist import persist_file, unit
+from linkproof.act.persist.persist_file import PersistFile
+from linkproof.act.persist.reapply import LastRun, again, last_run, pairs_through, standing
 from linkproof.act.refusals import listed, refusals_now
 from linkproof.act.status import status
 from linkproof.collect.host import Host
@@ -28,8 +28,6 @@ from linkproof.errors import UsageError
 from linkproof.mending import ChangeStands, ConfigWord, Plan, Refusal, Sentence, Step, Symlink, SysfsText, TextFile
 from linkproof.parse.pci_tree import tree
 from linkproof.version import __version__
-
-__all__ = ["PARAMETER", "UNIT", "LastRun", "Persisted", "Reapplied", "persist_plan", "persisted", "reapply"]
 
 FINDING = "acs_redirect"
 UNIT, PARAMETER = "persist-unit", "persist-kernel-parameter"

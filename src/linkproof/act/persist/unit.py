@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from linkproof import version
 from linkproof.act.doors import Machine
-from linkproof.act.persist_file import PATH as KEPT
+from linkproof.act.persist.persist_file import PATH as KEPT
 from linkproof.mending import Refusal, Sentence
 
 NAME = "linkproof-fix.service"

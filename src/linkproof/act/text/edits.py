@@ -14,8 +14,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-from linkproof.act import shell_file, words
-from linkproof.act.shell_file import NotUnderstood
+from linkproof.act.text import shell_file, words
+from linkproof.act.text.shell_file import NotUnderstood
 from linkproof.mending import TextFile
 
 __all__ = ["EDITS", "NotUnderstood", "edited", "line_of", "unedited"]
