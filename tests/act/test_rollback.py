@@ -737,7 +737,8 @@ def takes_space(primitive: Primitive) -> bool:
 # no two steps want different bits of a register: what a plan asks for is to clear, of each port, the bits that redirect
 POOL: tuple[Change, ...] = (
     *OF_EVERY_KIND,
-    *(bits(port, mask) for port in (A, B) for mask in (0x04, 0x08, 0x0C)),
+    bits(A, 0x04),  # not 0x08 of A: another hand leaves that bit as this would, see `another_hand`
+    *(bits(B, mask) for mask in (0x04, 0x08, 0x0C)),
     bits(A, 0x40, 0x40),
     SysfsText(GROUP_2, "identity"),
     TextFile(GRUB, "grub_default", ("pci=noaer",)),
