@@ -136,13 +136,11 @@ def _steps(case: Case, recipes: Iterable[Recipe]) -> Iterator[Step]:
 
 
 def _in_order(steps: list[Step]) -> list[Step]:
-    """Each once. One that was to wait for a step that a person must do stands before that one, and waits for nothing."""
+    """Each once. A step stands behind the one that it waits for, since both act at the same time."""
     first: dict[str, Step] = {}
     for step in steps:
         first.setdefault(step.id, step)
-    made = sorted(first.values(), key=lambda s: _ORDER.index(s.effect))
-    earlier = [{s.id for s in made[:n]} for n in range(len(made))]
-    return [step if step.unless in earlier[n] else structs.replace(step, unless="") for n, step in enumerate(made)]
+    return sorted(first.values(), key=lambda s: _ORDER.index(s.effect))
 
 
 # ---------------------------------------------------------------- refusals and notes

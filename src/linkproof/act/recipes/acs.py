@@ -52,8 +52,9 @@ def acs(case: Case) -> Iterator[Step]:
     turned = [(f, way) for f, way in ways if way.turning]
     through_cpu = [(f, way) for f, way in ways if not way.turning and way.common not in tree.functions]
     near, far, whole = _ports(tree, turned, _turning), _ports(tree, through_cpu, _roots), _ports(tree, turned, _whole)
+    switch = _step(case, "acs-switch", near, Sentence("let packets turn round at the switch ports {ports}", {"ports": _names(near)}))
     if near.any:
-        yield _step(case, "acs-switch", near, Sentence("let packets turn round at the switch ports {ports}", {"ports": _names(near)}))
+        yield switch
     if far.any:
         yield _step(
             case, "acs-root", far, Sentence("let packets between GPUs pass the root ports {ports} unredirected", {"ports": _names(far)})
@@ -61,7 +62,8 @@ def acs(case: Case) -> Iterator[Step]:
     if {p.bdf for p in whole.on} > {p.bdf for p in near.on} or (whole.on and not near.any):
         what = Sentence("let packets pass every port from the two GPUs up to the root port unredirected: {ports}", {"ports": _names(whole)})
         step = _step(case, "acs-path", whole, what)
-        yield structs.replace(step, unless="acs-switch") if near.any else step
+        waits = near.any and (switch.changes or not step.changes)  # what can be done does not wait for what a person must do
+        yield structs.replace(step, unless=switch.id) if waits else step
     decisive = near.on or whole.on
     for_good = {p.bdf: p for p in (*decisive, *far.on)}
     if for_good:
