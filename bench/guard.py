@@ -47,7 +47,7 @@ from accelerate import dispatch_model  # noqa: E402
 from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, remove_hook_from_submodules  # noqa: E402
 from transformers import Qwen3Config, Qwen3ForCausalLM  # noqa: E402
 
-from linkproof.guard.copies import Border, local  # noqa: E402
+from linkproof.guard.copies import Border, gathered  # noqa: E402
 from linkproof.guard.digest import content, digest  # noqa: E402
 from linkproof.guard.policy import LinkFault  # noqa: E402
 from linkproof.guard.reader import host_bytes  # noqa: E402
@@ -85,15 +85,14 @@ class Borders(ModelHook):  # type: ignore[misc]
 
     def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
         """Where several GPUs are, accelerate's own hook sends both, and the guard listens to that hook; here to this one."""
-        session = local.session
-        if Borders.guarded and session is not None:
-            return session.together(self._pre_forward, module, *args, **kwargs)
-        return self._pre_forward(module, *args, **kwargs)
+        return (Borders.all_sent if Borders.guarded else Borders._sent)(self, module, *args, **kwargs)
 
-    def _pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+    def _sent(self, module: Any, *args: Any, **kwargs: Any) -> Any:
         held = {name: kwargs.pop(name) for name in CACHES if name in kwargs}
         args, kwargs = self._send(args, self.from_before), self._send(kwargs, self.from_home)
         return self.inner.pre_forward(module, *args, **kwargs, **held)
+
+    all_sent = gathered(_sent)
 
     def post_forward(self, module: Any, output: Any) -> Any:
         output = self.inner.post_forward(module, output)
@@ -406,7 +405,7 @@ def clean(args: argparse.Namespace, say: Callable[[str], None]) -> bool:
         differ = 0
         for _ in range(2):  # the second time without the compiler's front end
             for i, t in enumerate(tensors):
-                reading = session.ends.reader.read(t, i << 40 | i, bool(i % 2))
+                reading = session.ends.reader.read(t, i << 40 | i)
                 session.ends.reader.wait()
                 differ += session.ends.reader.value(reading) != digest(content(host_bytes(t)), i << 40 | i)
                 session.ends.reader.reset()

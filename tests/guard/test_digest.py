@@ -68,7 +68,7 @@ if INTERPRETS:
         rows = [(t.data_ptr() + at, out[i].data_ptr() + 8, whole, rest, key_, n) for i, (at, key_) in enumerate(keys)]
         rows.append((t.data_ptr(), out[3].data_ptr() + 8, 0, 0, 5, 1))  # a smaller one in the same launch
         table = torch.from_numpy(np.array(rows, np.uint64).view(np.int64))
-        digest_kernel.launch(table.data_ptr(), 4, n, None)
+        digest_kernel.launch(table.data_ptr(), 4, n, None, 0)
         words = out.numpy().view(np.uint64)
         for i, (at, key_) in enumerate(keys):
             assert int(np.add.reduce(words[i, 1:-1])) & MASK == content(data[at : at + size_B]) + key_ & MASK
@@ -94,13 +94,29 @@ if INTERPRETS:
         r._pin(digest_kernel, pin=False)
         t = torch.from_numpy(noise(4096).copy()).view(torch.bfloat16)
         forms = [t, t[1:], t[3:1001:2], t.reshape(32, 64).t(), t[7], t[:0], t.view(torch.float32), t.view(torch.int64), t[4:9]]
-        keys = np.arange(99, 99 + len(forms), dtype=np.uint64)
-        readings = [r._launch([(x, bool(i % 2)) for i, x in enumerate(forms[:5])], keys[:5])]
-        readings += [r._launch([(x, bool(i % 2))], keys[5 + i : 6 + i]) for i, x in enumerate(forms[5:])]
+        keys = list(range(99, 99 + len(forms)))
+        readings = [r._launch(forms[:5], keys[:5])]
+        readings += [r._launch([x], keys[5 + i : 6 + i]) for i, x in enumerate(forms[5:])]
         r.wait()
-        values = [int(value) for some in readings for value in r.values(some)]
+        values = [value for some in readings for value in r.values(some)]
         assert values == [digest(content(host_bytes(x)), 99 + i) for i, x in enumerate(forms)]
         assert Stream.waited and len(set(values)) == len(forms)
+
+    def test_tensors_of_the_same_sizes_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is worked out once for their sizes is used at any place of the ring, for any addresses and keys."""
+        on_the_host(monkeypatch)
+        r = reader.Reader()
+        r._pin(digest_kernel, pin=False)
+        for turn in range(3):
+            readings, right = [], []
+            for i in range(4):
+                tensors = [torch.from_numpy(noise(n, 10 * turn + i).copy()) for n in (4096, 40000, 8, 13)]
+                keys = [key(turn, i, t.nbytes) for t in tensors]
+                readings.append(r._launch(tensors, keys))
+                right += [digest(content(host_bytes(t)), k) for t, k in zip(tensors, keys, strict=True)]
+            r.wait()
+            assert [value for some in readings for value in r.values(some)] == right and len(r._forms) == 1
+            r.reset()
 
     def test_a_full_ring_is_compared_and_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
         """More hops in one hook than there is room for: none is lost, and the one that lied is found."""
@@ -109,15 +125,15 @@ if INTERPRETS:
         monkeypatch.setattr(reader.Reader, "read_all", reader.Reader._launch)
         r = reader.Reader()
         r._pin(digest_kernel, pin=False)
-        monkeypatch.setattr(reader.Reader, "has_room", lambda self, _, *sizes_B: self._next + 2 * len(sizes_B) <= 8)
+        monkeypatch.setattr(reader.Reader, "has_room", lambda self, _, sizes_B: self._next + 2 * len(sizes_B) <= 8)
         s = Session(SimpleNamespace(mode=MODES["observe"]))  # type: ignore[arg-type]
         s.ends.reader, link = r, Link(torch.device("cpu"), torch.device("cpu"))
         tensors = [torch.from_numpy(noise(64, i).copy()) for i in range(11)]
         copies = [t.clone() for t in tensors]
         copies[6][3] ^= 1
-        s._unread = [Carried(link, i, t, c, 64, False) for i, (t, c) in enumerate(zip(tensors, copies, strict=True))]
+        carried = [Carried(link, i, t, c, 64, False) for i, (t, c) in enumerate(zip(tensors, copies, strict=True))]
         s.strict = False
-        s._read()
+        s._read(carried)
         assert [b.hop.number for b in s.settle()] == [6]
 
     def test_another_stream_is_waited_for_before_the_number_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +147,7 @@ if INTERPRETS:
         for used in ((), ((None, 7),), ((1, 8),), ((None, 7), (None, 8))):
             r.used = set(used)
             before = len(waited)
-            r._launch([(t, False), (t, True)], np.array([1, 2], np.uint64))
+            r._launch([t, t], [1, 2])
             assert len(waited) - before == ((None, 8) in r.used)
 
     def test_numbers_that_never_came_are_not_equal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,8 +156,7 @@ if INTERPRETS:
         r = reader.Reader()
         r._pin(digest_kernel, pin=False)
         t = torch.ones(8)
-        key_ = np.ones(1, np.uint64)
-        assert r.value(r._launch([(t, False)], key_)) != r.value(r._launch([(t, True)], key_))
+        assert r.value(r._launch([t], [1])) != r.value(r._launch([t], [1]))
 
 else:
 
@@ -156,7 +171,7 @@ else:
             "-p",
             "no:cacheprovider",
             "-k",
-            "number_of_the_host or never_came or full_ring",
+            "number_of_the_host or never_came or full_ring or told_apart",
             __file__,
         ]
         done = subprocess.run(argv, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)

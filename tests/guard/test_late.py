@@ -221,11 +221,10 @@ def test_no_more_memory_is_kept_than_said(model: Any, healthy: Any, sum_B: int, 
     monkeypatch.setattr(sessions, "LATE_SUM_B", sum_B)
     most, wait = 0, Session._wait_to_read
 
-    def watched(self: Session, c: Carried) -> None:
+    def watched(self: Session, some: list[Carried]) -> None:
         nonlocal most
-        wait(self, c)
-        if len(self._late) > 1:
-            most = max(most, sum(x.size_B for x in self._late))
+        wait(self, some)
+        most = max(most, sum(x.size_B for x in self._late))
 
     monkeypatch.setattr(Session, "_wait_to_read", watched)
     for fault, said in ((Fault("zero", pairs=("1->2",), after=2), ("vgpu:1 -> vgpu:2",)), (None, ())):
@@ -258,7 +257,7 @@ def test_a_ring_that_is_full_loses_no_hop(model: Any, healthy: Any, readings: li
 
     monkeypatch.setattr(Reader, "reset", emptied)
     monkeypatch.setattr(Reader, "read_all", filled)
-    monkeypatch.setattr(Reader, "has_room", lambda self, _, *sizes_B: used + 2 * len(sizes_B) <= 6)
+    monkeypatch.setattr(Reader, "has_room", lambda self, _, sizes_B: used + 2 * len(sizes_B) <= 6)
     with guard(model) as watch:
         assert tokens_of(model) == healthy
     assert sum(readings) == 2 * watch.metrics.counts.hops and not watch.events

@@ -7,6 +7,7 @@ Unknown: copies made in C++ or by `torch.as_tensor(t, device=...)`, gradients of
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -73,7 +74,7 @@ def transport(t: torch.Tensor, link: Link, staged: bool) -> torch.Tensor:
     """The copy itself; can be differentiated."""
     if not staged:
         return to(t, link.dst, copy=True) if link.border else to(t, link.dst)
-    return from_host(*on_host(t), link)
+    return from_host(on_host(t), link)
 
 
 _streams: dict[tuple[Any, int], torch.cuda.Stream] = {}
@@ -85,21 +86,32 @@ def stream_of(device: torch.device) -> torch.cuda.Stream:
     return _streams.get(place) or _streams.setdefault(place, torch.cuda.current_stream(device))
 
 
-def on_host(t: torch.Tensor) -> tuple[torch.Tensor, Any]:
-    """A copy in host memory, and on CUDA the event that says when it is there (the memory is pinned and nobody waits here)."""
+class OnHost(NamedTuple):
+    """A copy in host memory. On CUDA that is pinned and nobody waits here: done says when it is there, for others than the stream it came on."""
+
+    copy: torch.Tensor
+    done: Any = None
+    stream: Any = None
+
+
+def on_host(t: torch.Tensor) -> OnHost:
     if t.device.type == "cuda":
+        stream = stream_of(t.device)
         host = to(t, "cpu", non_blocking=True)
-        return host, stream_of(t.device).record_event()
-    return t.clone() if t.device.type == "cpu" else t.cpu(), None
+        return OnHost(host, stream.record_event(), stream)
+    return OnHost(t.clone() if t.device.type == "cpu" else t.cpu())
 
 
-def from_host(host: torch.Tensor, done: Any, link: Link) -> torch.Tensor:
-    if done is None or link.dst.type != "cuda":
-        if done is not None:
-            done.synchronize()
-        return to(host, link.dst)
-    stream_of(link.dst).wait_event(done)
-    return to(host, link.dst, non_blocking=True)
+def from_host(host: OnHost, link: Link) -> torch.Tensor:
+    if host.done is None:
+        return to(host.copy, link.dst)
+    if link.dst.type != "cuda":
+        host.done.synchronize()
+        return to(host.copy, link.dst)
+    stream = stream_of(link.dst)
+    if stream is not host.stream:
+        stream.wait_event(host.done)
+    return to(host.copy, link.dst, non_blocking=True)
 
 
 # ---------------------------------------------------------------- what was heard
@@ -143,14 +155,37 @@ def sent(send: Callable[..., Any], tensor: Any, device: Any, non_blocking: bool 
     if device is None or ((kind is dict or kind is tuple) and not tensor):
         return tensor
     if type(device) is Border:
-        return session.together(_walk, session, tensor, session.border(device), (), send)
+        return _walk_all(session, tensor, session.border(device), (), send)
     dst = _known.get(device)
     if dst is None:
         dst = resolved(device)
     if kind is tuple and len(tensor) == 1 and isinstance(tensor[0], torch.Tensor) and tensor[0].device == dst:  # most calls
         return tensor
     skip = (skip_keys,) if isinstance(skip_keys, str) else skip_keys or ()
-    return tensor if _stays(tensor, dst, skip) else session.together(_walk, session, tensor, dst, skip, send)
+    return tensor if _stays(tensor, dst, skip) else _walk_all(session, tensor, dst, skip, send)
+
+
+def gathered(hands_over: Callable[..., Any]) -> Callable[..., Any]:
+    """What this function sends is read when all of it has been sent."""
+
+    @functools.wraps(hands_over)
+    def all_of_it(*args: Any, **kwargs: Any) -> Any:
+        session = local.session
+        if session is None or session.gathering:
+            return hands_over(*args, **kwargs)
+        session.gathering = True
+        try:
+            out = hands_over(*args, **kwargs)
+        except BaseException:
+            session.drop()
+            raise
+        finally:
+            session.gathering = False
+        if session.unread:
+            session.take()
+        return out
+
+    return all_of_it
 
 
 def _stays(tree: Any, dst: torch.device, skip: Any) -> bool:
@@ -199,3 +234,6 @@ def _walk(session: Session, tree: Any, dst: Any, skip: Any, send: Callable[..., 
     if isinstance(dst, Link):
         return type(tree)({k: _walk(session, v, dst, skip, send) for k, v in tree.items()}) if hasattr(tree, "items") else tree
     return send(tree, dst, skip_keys=list(skip))  # its leaves come back through Tensor.to
+
+
+_walk_all = gathered(_walk)

@@ -25,7 +25,7 @@ CHUNK_WORDS = 1 << 14  # three arrays of them stay in the processor's cache
 
 U64 = NDArray[np.uint64]
 _PLACES: U64 = np.arange(1, CHUNK_WORDS + 1, dtype=np.uint64) * np.uint64(GOLDEN)
-_A, _B, _1, _30, _27, _31 = (np.uint64(n) for n in (MIX_A, MIX_B, 1, 30, 27, 31))
+_A, _B, _30, _27, _31 = (np.uint64(n) for n in (MIX_A, MIX_B, 30, 27, 31))
 
 
 def content(data: U8) -> int:
@@ -45,13 +45,17 @@ def _sum(words: U64, first: int) -> int:
     places = _PLACES[: len(words)]
     if first:
         places = places + np.uint64(first * GOLDEN & MASK)
-    z = words ^ places
+    return int(np.add.reduce(mixed(words ^ places)))
+
+
+def mixed(z: U64) -> U64:
+    """Of each word, in place."""
     z ^= z >> _30
     z *= _A
     z ^= z >> _27
     z *= _B
     z ^= z >> _31
-    return int(np.add.reduce(z))
+    return z
 
 
 def _mix(z: int) -> int:
@@ -64,18 +68,13 @@ def step_key(step: int) -> int:
     return _mix(step + 1 & MASK)
 
 
-def hop_keys(step_key_: int, hops: U64, sizes_B: U64) -> U64:
-    z = np.uint64(step_key_) + (hops + _1) * _A + (sizes_B + _1) * _B
-    z ^= z >> _30
-    z *= _A
-    z ^= z >> _27
-    z *= _B
-    z ^= z >> _31
-    return z
+def hop_salt(hop: int, size_B: int) -> int:
+    """The part of the key that is the same in every step."""
+    return _mix((hop + 1) * MIX_A + (size_B + 1) * MIX_B & MASK)
 
 
 def key(step: int, hop: int, size_B: int) -> int:
-    return _mix(step_key(step) + (hop + 1) * MIX_A + (size_B + 1) * MIX_B & MASK)
+    return step_key(step) + hop_salt(hop, size_B) & MASK
 
 
 def digest(content_: int, key_: int) -> int:

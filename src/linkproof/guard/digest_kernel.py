@@ -65,12 +65,12 @@ def programs(size_B: int) -> int:
     return max(1, min(MOST_PROGRAMS, -(-(size_B // 8) // BLOCK)))
 
 
-def launch(table: int, rows: int, most: int, device: int | None) -> None:
-    """table: its address. most: programs of the largest. device: the index of the current one; its first launch goes through Triton's front
-    end, the others use what that has built."""
+def launch(table: int, rows: int, most: int, device: int | None, stream: int) -> None:
+    """table: its address. most: programs of the largest. device, stream: the current ones; the first launch on a device goes through Triton's
+    front end, the others use what that has built."""
     built = _built.get(device)
     if built is not None:
-        built[most, rows, 1](table, BLOCK, ROW)
+        built[most, rows, 1](table, BLOCK, ROW, stream=stream)
         return
     built = sum_words[most, rows, 1](table, BLOCK=BLOCK, ROW=ROW, num_warps=WARPS)
     if TAKES_CONSTANTS and table > MASK >> 32:  # an address below would have been taken for 32 bits

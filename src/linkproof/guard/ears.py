@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from linkproof.guard.copies import arrived, local, moved, sent, to
+from linkproof.guard.copies import arrived, gathered, moved, sent, to
 
 _copy_: Callable[..., torch.Tensor] = torch.Tensor.copy_
 _setitem: Callable[..., None] = torch.Tensor.__setitem__
@@ -77,17 +77,6 @@ _send: Callable[..., Any] | None = None
 _pre_forward: Callable[..., Any] | None = None
 
 
-def hooked(pre_forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook that sends positional arguments and then the named ones: both are read in one go."""
-
-    @functools.wraps(pre_forward)
-    def heard(*args: Any, **kwargs: Any) -> Any:
-        session = local.session
-        return pre_forward(*args, **kwargs) if session is None else session.together(pre_forward, *args, **kwargs)
-
-    return heard
-
-
 def hold() -> None:
     global _holders, _send, _pre_forward
     with _lock:
@@ -103,7 +92,9 @@ def hold() -> None:
         _send = accelerate.hooks.send_to_device
         accelerate.hooks.send_to_device = functools.partial(sent, _send)
         _pre_forward = accelerate.hooks.AlignDevicesHook.pre_forward
-        accelerate.hooks.AlignDevicesHook.pre_forward = hooked(_pre_forward)
+        accelerate.hooks.AlignDevicesHook.pre_forward = gathered(
+            _pre_forward
+        )  # positional arguments, then named ones: both are read in one go
 
 
 def release() -> None:

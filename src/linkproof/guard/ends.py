@@ -9,14 +9,14 @@ Raises:  nothing.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from linkproof.guard.digest import U64, hop_keys
+from linkproof.guard.digest import MASK
 from linkproof.guard.hops import Carried, Hop
-from linkproof.guard.reader import Reader, Readings, Wanted
+from linkproof.guard.layout import Layout, Layouts
+from linkproof.guard.reader import Reader, Readings
 
 REMEMBERED = 8  # contents per GPU and size, to tell stale data
 COMPARED_BEFORE = 128  # readings in which they are looked for
@@ -30,22 +30,22 @@ class Lie(NamedTuple):
 
     @property
     def content(self) -> int:
-        return self.hop.arrived - self.hop.key & (1 << 64) - 1
+        return self.hop.arrived - self.hop.key & MASK
 
 
 class _Read(NamedTuple):
-    """carried: with their tensors if these are alive anyway. first: for each the first hop of the same source, whose reading holds for all.
-    places: of each reading of a device: i for the source of hop i, n + i for its copy."""
+    """carried: with their tensors if these are alive anyway. readings: of each part of the layout."""
 
     carried: list[Carried] | list[Hop]
-    keys: U64
-    first: list[int]
-    places: list[tuple[list[int], Readings]]
+    keys: list[int]
+    layout: Layout
+    readings: list[Readings]
 
 
 class Ends:
     def __init__(self) -> None:
         self.reader = Reader()
+        self._layouts = Layouts()
         self._reading: list[_Read] = []
         self._lies: list[Lie] = []
         self._before: deque[tuple[list[tuple[torch.device, int]], list[int]]] = deque(maxlen=COMPARED_BEFORE)
@@ -57,33 +57,25 @@ class Ends:
         self.reader.used.clear()
         self.reader.reset()
 
-    def read(self, some: list[Carried], step_key: int, held: bool) -> None:
+    def read(self, some: list[Carried], step_key: int, held: bool) -> Layout:
         """held: somebody keeps the tensors until they are compared."""
-        sizes_B = [c.size_B for c in some]
+        layout = self._layouts.of(some)
         device = some[0].link.src
-        if not self.reader.has_room(device, *sizes_B):
+        if not self.reader.has_room(device, layout.sizes_B):
             self._compare()
-            if len(some) > 1 and not self.reader.has_room(device, *sizes_B):
+            if len(some) > 1 and not self.reader.has_room(device, layout.sizes_B):
                 self.read(some[: len(some) // 2], step_key, held)
                 self.read(some[len(some) // 2 :], step_key, held)
-                return
-        n = len(some)
-        keys = hop_keys(step_key, np.array([c.number for c in some], np.uint64), np.array(sizes_B, np.uint64))
-        ends: dict[torch.device, tuple[list[int], list[Wanted]]] = {}
-        sources: dict[int, int] = {}
-        first = []
-        for i, (link, _, source, copy, *_) in enumerate(some):
-            j = sources.setdefault(id(source), i)
-            first.append(j)
-            if i == j:
-                here = ends.get(link.src) or ends.setdefault(link.src, ([], []))
-                here[0].append(i)
-                here[1].append((source, False))
-            here = ends.get(link.dst) or ends.setdefault(link.dst, ([], []))
-            here[0].append(n + i)
-            here[1].append((copy, True))
-        places = [(where, self.reader.read_all(wanted, keys[[i % n for i in where]])) for where, wanted in ends.values()]
-        self._reading.append(_Read(some if held else [c.hop() for c in some], keys, first, places))
+                return layout
+        keys = layout.keys(step_key)
+        ends = [c.source for c in some] + [c.copy for c in some]
+        both = keys + keys
+        if layout.plain:
+            readings = [self.reader.read_all(ends, both)]
+        else:
+            readings = [self.reader.read_all([ends[i] for i in part], [both[i] for i in part]) for part in layout.parts]
+        self._reading.append(_Read(some if held else [c.hop() for c in some], keys, layout, readings))
+        return layout
 
     def compare(self) -> list[Lie]:
         """Of all that was read since the last time, in order."""
@@ -97,7 +89,7 @@ class Ends:
         self.reader.wait()
         sent, arrived = self._digests(self._reading.pop())
         self.reader.reset()
-        return bool(sent[0] == arrived[0])
+        return sent == arrived
 
     def before(self, device: torch.device, size_B: int, but: int | None = None) -> list[int]:
         """The last contents that were sent to a GPU in this size, newest first."""
@@ -110,15 +102,16 @@ class Ends:
                         return found
         return found
 
-    def _digests(self, read: _Read) -> tuple[U64, U64]:
-        n = len(read.carried)
-        both: Any = np.empty(2 * n, np.uint64)
-        for where, readings in read.places:
-            both[where] = self.reader.values(readings)
-        sent, first = both[:n], read.first
-        if len(set(first)) < n:
-            sent = np.maximum(sent[first] - read.keys[first] + read.keys, 1)
-        return sent, both[n:]
+    def _digests(self, read: _Read) -> tuple[list[int], list[int]]:
+        n, layout = len(read.carried), read.layout
+        if layout.plain:
+            both = self.reader.values(read.readings[0])
+        else:
+            both = [0] * (2 * n)
+            for part, readings in zip(layout.parts, read.readings, strict=True):
+                for i, value in zip(part, self.reader.values(readings), strict=True):
+                    both[i] = value
+        return layout.sent(both[:n], read.keys), both[n:]
 
     def _compare(self) -> None:
         if not self._reading:
@@ -126,13 +119,19 @@ class Ends:
         self.reader.wait()
         for read in self._reading:
             sent, arrived = self._digests(read)
-            places, contents = [(c.link.dst, c.size_B) for c in read.carried], (sent - read.keys).tolist()
-            wrong = (sent != arrived).nonzero()[0].tolist()
-            for i in wrong:
-                hop = read.carried[i].hop()._replace(key=int(read.keys[i]), sent=int(sent[i]), arrived=int(arrived[i]))
-                self._before.append((places[:i], contents[:i]))
-                self._lies.append(Lie(hop, self.before(*places[i])))
-                self._before.pop()
+            places, contents = read.layout.places, [n - key & MASK for n, key in zip(sent, read.keys, strict=True)]
+            if sent != arrived:
+                self._told_apart(read, sent, arrived, places, contents)
             self._before.append((places, contents))
         self._reading.clear()
         self.reader.reset()
+
+    def _told_apart(
+        self, read: _Read, sent: list[int], arrived: list[int], places: list[tuple[torch.device, int]], contents: list[int]
+    ) -> None:
+        for i, both in enumerate(zip(sent, arrived, strict=True)):
+            if both[0] != both[1]:
+                hop = read.carried[i].hop()._replace(key=read.keys[i], sent=both[0], arrived=both[1])
+                self._before.append((places[:i], contents[:i]))
+                self._lies.append(Lie(hop, self.before(*places[i])))
+                self._before.pop()

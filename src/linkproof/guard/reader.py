@@ -7,15 +7,15 @@ Unknown: without Triton, and on other devices, reading waits for the device each
 
 from __future__ import annotations
 
+import itertools
 import logging
 from array import array
-from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from linkproof.guard.digest import U64, content, digest
+from linkproof.guard.digest import content, digest, mixed
 from linkproof.probe.devices import U8
 
 log = logging.getLogger("linkproof.guard")
@@ -23,44 +23,63 @@ MOST_B = 8 << 30  # the kernel counts words in 32 bits
 RING_WORDS = 1 << 16  # 512 KiB of pinned memory per thread
 TABLE_ROWS = 1 << 13  # 384 KiB
 ROWS_LEFT = 1 << 8  # for callers that read more than one tensor where they have asked for one
-_3, _7, _8 = (np.uint64(n) for n in (3, 7, 8))
-_RANGE, _ONES = np.arange(TABLE_ROWS, dtype=np.uint64), np.ones(TABLE_ROWS, np.uint64)
-POISON = (0x5A5A5A5A5A5A5A5A, 0xA5A5A5A5A5A5A5A5)  # for a source, for a destination: two numbers that never came are not equal
-Wanted = tuple[torch.Tensor, bool]  # arrived: of the destination
-Readings = U64 | tuple[U64, int]  # the digests, or (first words in the ring, one behind the last word)
+FORMS_KEPT = 256
+U64_CODE = "L" if array("L").itemsize == 8 else "Q"  # the one that numpy gives its memory
+
+
+class Form(NamedTuple):
+    """What the kernel is told of tensors of some sizes, but for their addresses and keys: that changes from token to token, this does not.
+
+    words: one row a tensor, where its sums go counted from the first of all. first: that word of each. sums: of all. most: of the largest.
+    """
+
+    words: list[int]
+    first: list[int]
+    sums: int
+    most: int
+
+
+Readings = list[int] | tuple[int, Form]  # the digests, or (their first word in the ring, form)
 
 
 class Reader:
     def __init__(self) -> None:
         self._kernel: Any = None
         self._pinned: tuple[torch.Tensor, ...] = ()
-        self._words: Any = None  # sums
-        self._rows: Any = None
-        self._words_at = self._rows_at = 0  # addresses
+        self._sums: Any = None
+        self._poison: Any = None  # what stands there before: no two are equal, so neither are numbers that never came
+        self._table: Any = None
+        self._sums_at = self._table_at = 0  # addresses
         self._next = self._next_row = 0
+        self._forms: dict[tuple[int, ...], Form] = {}  # by sizes_B
+        self._words_for: dict[tuple[int, ...], int] = {}  # sizes of hops: words of both ends
         self._streams: dict[tuple[int | None, int], torch.cuda.Stream] = {}  # to wait for
         self._known_streams: dict[tuple[int | None, int], torch.cuda.Stream] = {}
         self.used: set[tuple[int | None, int]] = set()  # (device, stream) of what is read later than it was carried; its owner empties it
 
-    def read(self, t: torch.Tensor, key: int, arrived: bool) -> Readings:
-        """arrived: of the destination. The caller has seen to it that there is room."""
-        return self.read_all([(t, arrived)], _u64((key,)))
+    def read(self, t: torch.Tensor, key: int) -> Readings:
+        """The caller has seen to it that there is room."""
+        return self.read_all([t], [key])
 
-    def read_all(self, what: Sequence[Wanted], keys: U64) -> Readings:
-        """Tensors of one device, in one launch."""
-        if what[0][0].device.type == "cuda" and self._triton() is not None:
-            return self._launch(what, keys)
-        return _u64([digest(content(host_bytes(t)), key) for (t, _), key in zip(what, keys.tolist(), strict=True)])
+    def read_all(self, tensors: list[torch.Tensor], keys: list[int]) -> Readings:
+        """Of one device, in one launch."""
+        if tensors[0].device.type == "cuda" and self._triton() is not None:
+            return self._launch(tensors, keys)
+        return [digest(content(host_bytes(t)), key) for t, key in zip(tensors, keys, strict=True)]
 
     def will_read(self, device: torch.device) -> None:
         """Later, and perhaps while another stream is the current one. Of a GPU."""
         self.used.add((device.index, torch._C._cuda_getCurrentRawStream(device.index)))
 
-    def has_room(self, device: torch.device, *sizes_B: int) -> bool:
+    def has_room(self, device: torch.device, sizes_B: tuple[int, ...]) -> bool:
         """For both ends of such hops. If not: compare what is read, `reset`, go on."""
         if device.type != "cuda" or self._triton() is None:
             return True
-        words = 2 * sum(map(self._kernel.programs, sizes_B))
+        words = self._words_for.get(sizes_B)
+        if words is None:
+            if len(self._words_for) == FORMS_KEPT:
+                self._words_for.clear()
+            words = self._words_for[sizes_B] = 2 * sum(map(self._kernel.programs, sizes_B))
         return self._next + words <= RING_WORDS and self._next_row + max(ROWS_LEFT, 2 * len(sizes_B)) <= TABLE_ROWS
 
     def wait(self) -> None:
@@ -69,18 +88,17 @@ class Reader:
 
     def value(self, readings: Readings) -> int:
         """Of one that was read alone."""
-        return int(self.values(readings)[0])
+        return self.values(readings)[0]
 
-    def values(self, readings: Readings) -> U64:
+    def values(self, readings: Readings) -> list[int]:
         """Of what one call has read."""
         if not isinstance(readings, tuple):
             return readings
-        first, end = readings
-        words = self._words[first[0] : end]
-        if len(words) > len(first):
-            words = np.add.reduceat(words, (first - first[0]).astype(np.intp))
-        numbers: U64 = np.maximum(words, 1)
-        return numbers
+        begin, form = readings
+        sums = self._sums[begin : begin + form.sums]
+        if form.most > 1:
+            sums = np.add.reduceat(np.frombuffer(sums, np.uint64), form.first)
+        return [n or 1 for n in sums.tolist()]
 
     def reset(self) -> None:
         self._next = self._next_row = 0
@@ -99,42 +117,52 @@ class Reader:
 
     def _pin(self, kernel: Any, pin: bool) -> None:
         self._kernel = kernel
-        words, rows = (torch.empty(shape, dtype=torch.int64, pin_memory=pin) for shape in ((RING_WORDS,), (TABLE_ROWS, kernel.ROW)))
-        self._pinned = words, rows
-        self._words, self._rows = words.numpy().view(np.uint64), rows.numpy().view(np.uint64)
-        self._words_at, self._rows_at = words.data_ptr(), rows.data_ptr()
+        sums, table = (torch.empty(n, dtype=torch.int64, pin_memory=pin) for n in (RING_WORDS, TABLE_ROWS * kernel.ROW))
+        self._pinned = sums, table
+        self._sums, self._table = (t.numpy().view(np.uint64).data for t in self._pinned)
+        self._poison = mixed(np.arange(1, RING_WORDS + 1, dtype=np.uint64)).data
+        self._sums_at, self._table_at = sums.data_ptr(), table.data_ptr()
 
-    def _launch(self, what: Sequence[Wanted], keys: U64) -> Readings:
-        programs, begin, table, n = self._kernel.programs, self._next, self._next_row, len(what)
-        made = [laid_out(t) for t, _ in what]  # until they are read
-        sizes = [t.nbytes for t in made]
-        poison = _u64([POISON[arrived] for _, arrived in what])
-        most: int = programs(max(sizes))
-        first, counts = _RANGE[:n] + np.uint64(begin), _ONES[:n]
-        self._next, self._next_row = begin + n, table + n
-        if most > 1:
-            counts = _u64([programs(size_B) for size_B in sizes])
-            ends = np.cumsum(counts)
-            first, self._next = ends - counts + np.uint64(begin), begin + int(ends[-1])
-            poison = np.repeat(poison, counts.astype(np.intp))
-        self._words[begin : self._next] = poison
-        rows, sizes_B = self._rows[table : table + n], _u64(sizes)
-        rows[:, 0] = _u64([t.data_ptr() for t in made])
-        rows[:, 1] = first * _8 + np.uint64(self._words_at)
-        rows[:, 2], rows[:, 3], rows[:, 4], rows[:, 5] = sizes_B >> _3, sizes_B & _7, keys, counts
-        device = what[0][0].device.index
+    def _launch(self, tensors: list[torch.Tensor], keys: list[int]) -> Readings:
+        made = [laid_out(t) for t in tensors]  # until they are read
+        sizes_B = tuple([t.nbytes for t in made])
+        form = self._forms.get(sizes_B) or self._form(sizes_B)
+        begin, row, n = self._next, self._next_row, len(made)
+        end, width = begin + form.sums, self._kernel.ROW
+        self._next, self._next_row = end, row + n
+        self._sums[begin:end] = self._poison[begin:end]
+        words = form.words.copy()
+        words[0::width] = [t.data_ptr() for t in made]
+        if begin:
+            words[1::width] = [at + 8 * begin for at in words[1::width]]
+        words[4::width] = keys
+        self._table[width * row : width * (row + n)] = array(U64_CODE, words)
+        device = made[0].device.index
         if device == torch.cuda.current_device():
-            self._on_current(device, table, n, most)
+            self._on_current(device, row, n, form.most)
         else:
             with torch.cuda.device(device):
-                self._on_current(device, table, n, most)
-        return first, self._next
+                self._on_current(device, row, n, form.most)
+        return begin, form
 
-    def _on_current(self, device: int | None, table: int, rows: int, most: int) -> None:
+    def _form(self, sizes_B: tuple[int, ...]) -> Form:
+        programs = [self._kernel.programs(size_B) for size_B in sizes_B]
+        first = [0, *itertools.accumulate(programs[:-1])]
+        words = [
+            word
+            for size_B, at, n in zip(sizes_B, first, programs, strict=True)
+            for word in (0, self._sums_at + 8 * at, size_B >> 3, size_B & 7, 0, n)
+        ]
+        if len(self._forms) == FORMS_KEPT:
+            self._forms.clear()
+        form = self._forms[sizes_B] = Form(words, first, sum(programs), max(programs))
+        return form
+
+    def _on_current(self, device: int | None, row: int, rows: int, most: int) -> None:
         place = device, torch._C._cuda_getCurrentRawStream(device)  # type: ignore[arg-type]
         if self.used and any(used[0] == device and used != place for used in self.used):
             torch.cuda.synchronize(device)
-        self._kernel.launch(self._rows_at + 8 * self._kernel.ROW * table, rows, most, device)
+        self._kernel.launch(self._table_at + 8 * self._kernel.ROW * row, rows, most, *place)
         if place not in self._streams:
             stream = self._known_streams.get(place)
             if stream is None:
@@ -142,14 +170,9 @@ class Reader:
             self._streams[place] = stream
 
 
-def _u64(numbers: Iterable[int]) -> U64:
-    """Quicker than numpy makes one of Python's integers."""
-    return np.frombuffer(array("Q", numbers), np.uint64)
-
-
 def laid_out(t: torch.Tensor) -> torch.Tensor:
     """With its bits one behind the other in memory, from an address that the kernel can take."""
-    if not t.is_contiguous() or t.is_neg() or (t.is_complex() and t.is_conj()):
+    if not t.is_contiguous() or t.is_neg() or t.is_conj():
         t = t.detach().resolve_conj().resolve_neg().contiguous()
     return t.detach().clone() if t.data_ptr() % 8 else t
 

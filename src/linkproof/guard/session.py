@@ -1,7 +1,7 @@
 """One thread's hops: carries tensors from GPU to GPU, takes a digest at both ends, compares them at once or at the end of the forward.
 
 In:      `begin`, then tensors from the ears (`deliver` from accelerate's hooks, `cross` from `.to` and copies), then `settle`, `end`.
-         What one hook hands over is `together`: copied first, then read, in one launch for each device; nothing runs in between.
+         What one hook hands over is gathered (copies.py): copied first, then read, in one launch for each device; nothing runs in between.
          Where the comparison comes late anyway, what is small is read late as well: at `settle`, one launch for each device.
 Out:     the copies; `settle` gives the hops whose ends differ, in order: the first is the first lie, what follows from it is right in itself.
 Unknown: a kernel that writes into a tensor behind torch's back (no version is counted up): such a copy would be served again, and a hop
@@ -9,8 +9,8 @@ Unknown: a kernel that writes into a tensor behind torch's back (no version is c
          again, read early and late (`suspect`); if they are alike again by that very writing, what the link did is not seen.
 Raises:  LinkFault as the policy says.
 
-A tensor that the hooks send to the same GPU again in one forward (cos and sin go to every layer) is served from the first copy, as long as
-nobody has written into source or copy: both have a version. Written into after two have got it: the forward is run again without sharing.
+A tensor that the hooks send to the same GPU again in one forward (cos and sin go to every layer) is served from the first copy (shared.py).
+Written into after two have got it: the forward is run again without sharing.
 A hop that waits to be read keeps source and copy alive and their versions in mind. Written into before it was read: it cannot be judged
 (`unjudged`), the forward is run again, and each hop is read when it is carried from then on. `raise`, `warn` and `observe` always do that.
 """
@@ -18,7 +18,6 @@ A hop that waits to be read keeps source and copy alive and their versions in mi
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +25,13 @@ import torch
 
 from linkproof.guard import policy
 from linkproof.guard.classify import Damage, by_bytes, by_digest
-from linkproof.guard.copies import SCALARS, Border, Link, from_host, is_gpu, left_alone, on_host, to, transport
+from linkproof.guard.copies import Border, Link, OnHost, from_host, is_gpu, on_host, to, transport
 from linkproof.guard.digest import content_of, step_key
 from linkproof.guard.ends import Ends
-from linkproof.guard.hops import Bad, Carried, Delivered, Hop, Served
+from linkproof.guard.hops import Bad, Carried, Hop
 from linkproof.guard.metrics import Counts
 from linkproof.guard.reader import host_bytes, readable
+from linkproof.guard.shared import Shared
 
 if TYPE_CHECKING:
     from linkproof.guard.watch import Guard
@@ -42,7 +42,7 @@ LATE_SUM_B = 8 << 20  # and no more of them at once, for their memory is kept
 ON_HOST = 4  # tensors whose copies on the host are kept for the next GPU
 PLAIN = {torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.bool}
 INDICES = {torch.int64, torch.int32}
-
+STRIDED = torch.strided
 
 _new = tuple.__new__  # of a named tuple: a third of the time that its own takes
 
@@ -67,14 +67,13 @@ class Session:
         self._avoided: set[Link] = set()  # links of these
         self._again: list[Carried] = []  # these, in the forward that is run again
         self._withdrawn: set[int] = set()
-        self._on_host: dict[int, tuple[weakref.ref[torch.Tensor], int, torch.Tensor, Any]] = {}  # the last tensors that went there
+        self._on_host: dict[int, tuple[weakref.ref[torch.Tensor], int, OnHost]] = {}  # the last tensors that went there
         self._number = 0
-        self._unread: list[Carried] = []
-        self._together = False
+        self.unread: list[Carried] = []
+        self.gathering = False  # somebody will call `take` or `drop`
+        self._straight = False  # most hops of a token can be carried in few steps
         self._bad: list[Bad] = []
-        self._served: dict[tuple[int, Any], Served] = {}  # by id and GPU or link
-        self._kept: list[Served] = []  # of sources that are gone
-        self._delivered: dict[Any, Delivered] = {}  # the last, by GPU or link
+        self._shared = Shared()
         self._borders: dict[int, tuple[Border, Link]] = {}
 
     # ------------------------------------------------ one forward
@@ -83,19 +82,24 @@ class Session:
         self.step, self.strict, self.checks, self._key = step, strict, checks, step_key(step)
         self.late = self.guard.reads_late and checks and not (strict or again)
         self.in_forward, self.shared_written, self._number = True, False, 0
+        self._straight = checks and (strict or self.late) and not self.mode.staged
         self._forget()
 
     def settle(self) -> list[Bad]:
         """Compare what has not been compared. Those of a hop that was read late (`hop.late`) are suspicions yet."""
-        self._read_late()
+        if self._late:
+            self._read_late()
+        self.shared_written = self._shared.written
+        self._shared.forget()  # while the GPUs are still at it
         self._compare()
-        self._look_again()
-        self.shared_written = any(s.times > 1 and s.written for s in (*self._served.values(), *self._kept))
+        if self._again:
+            self._look_again()
         bad, self._bad = self._bad, []
         return bad
 
     def end(self) -> None:
         self.in_forward, self.strict, self.checks, self.retried, self.late = False, True, True, None, False
+        self._straight = False
         self.suspect([])
         self._forget()
 
@@ -121,16 +125,14 @@ class Session:
         self.counts.link(link.name).mismatches += 1
 
     def _forget(self) -> None:
-        self._together = False
+        self.gathering = False
         self.unjudged, self._late_B = 0, 0
         self._on_host.clear()
         self._late.clear()
         self._again.clear()
         self._withdrawn.clear()
-        self._unread.clear()
-        self._served.clear()
-        self._kept.clear()
-        self._delivered.clear()
+        self.unread.clear()
+        self._shared.forget()
         self._bad.clear()
         self.ends.forget()
 
@@ -145,11 +147,10 @@ class Session:
     def deliver(self, t: torch.Tensor, dst: torch.device | Link) -> torch.Tensor:
         """What accelerate's hook hands to its module: the tensor on that device, or over that link."""
         place = id(t), dst
-        served = self._served.get(place)
-        if served is not None and served.serves(t):
-            served.times += 1
+        copy = self._shared.copy_of(place, t)
+        if copy is not None:
             self.counts.saved += 1
-            return served.copy
+            return copy
         if type(dst) is Link:
             link = dst
         elif t.device == dst:
@@ -158,49 +159,25 @@ class Session:
             link = self.guard.link(t.device, dst)  # type: ignore[arg-type]
         else:
             return to(t, dst)
-        copy = self._quick(t, link) if self.checks and (self.late or self.strict) else None
+        copy = self._quick(t, link) if self._straight else None
         if copy is None:
             copy = self.cross(t, link)
-        if copy is not t and self._may_share(t):
-            if served is not None and served.times > 1:
-                self._kept.append(served)
-            held = self._late and self._late[-1].source is t
-            self._served[place] = Served(t if held else weakref.ref(t, lambda _: self._drop(place)), t._version, copy)
+            if copy is t or t.is_inference() or (t.requires_grad and torch.is_grad_enabled()):  # an inference tensor counts no versions
+                return copy
+        if self.shares and self.in_forward:
+            self._shared.add(place, t, copy, t.nbytes)
         return copy
 
     def deliver_again(self, named: dict[str, Any], dst: torch.device | Link) -> dict[str, Any] | None:
         """All that a hook hands over by name, if it was the same the last time."""
-        last = self._delivered.get(dst)
-        if last is None or not last.serves(named):
+        last = self._shared.again(named, dst)
+        if last is None:
             return None
-        for served in last.served:
-            served.times += 1
         self.counts.saved += len(last.served)
         return last.out.copy()
 
     def delivered(self, named: dict[str, Any], out: dict[str, Any], dst: torch.device | Link, skip: Any) -> None:
-        """Remembered if nothing in there can change unseen."""
-        found = []
-        for k, v in named.items():
-            for x in v if type(v) is tuple else (v,):
-                if isinstance(x, torch.Tensor):
-                    served = self._served.get((id(x), dst))
-                    if served is None:
-                        return
-                    found.append((served, x))
-                elif not (x is None or k in skip or type(x) in SCALARS or left_alone(x)):
-                    return
-        self._delivered[dst] = Delivered(named.copy(), out.copy(), found)
-
-    def _may_share(self, t: torch.Tensor) -> bool:
-        if not (self.shares and self.in_forward) or t.is_inference():  # an inference tensor counts no versions
-            return False
-        return not (t.requires_grad and torch.is_grad_enabled())
-
-    def _drop(self, place: tuple[int, Any]) -> None:
-        served = self._served.pop(place, None)
-        if served is not None and served.times > 1:
-            self._kept.append(served)
+        self._shared.remember(named, out, dst, skip)
 
     # ------------------------------------------------ one hop
     def cross(self, t: torch.Tensor, link: Link) -> torch.Tensor:
@@ -209,27 +186,26 @@ class Session:
             return crossed
         return self.carry(t, link)
 
-    def together(self, walk: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """What `walk` carries is read when all of it has been carried."""
-        if self._together:
-            return walk(*args, **kwargs)
-        self._together = True
-        try:
-            out = walk(*args, **kwargs)
-        except BaseException:
-            self._unread.clear()
-            raise
-        finally:
-            self._together = False
-        if self._unread:
-            began = perf_counter()
-            self._read()
-            self.counts.overhead_s += perf_counter() - began
-        return out
+    def take(self) -> None:
+        """What has been carried in one go: it is read now, or at the end of the forward."""
+        began = perf_counter()
+        some, self.unread = self.unread, []
+        if self.late:
+            early = [c for c in some if not c.late]
+            if len(early) < len(some):
+                self._wait_to_read([c for c in some if c.late] if early else some)
+            some = early
+        if some:
+            self._read(some)
+        self.counts.overhead_s += perf_counter() - began
+
+    def drop(self) -> None:
+        """What has been carried will not be read: nobody gets it."""
+        self._count([(c.link.name, 1, c.size_B) for c in self.unread])
+        self.unread.clear()
 
     def carry(self, t: torch.Tensor, link: Link, grad: bool = False) -> torch.Tensor:
         """grad: it can be differentiated, and will be kept for that."""
-        began, counts = perf_counter(), self.counts
         if t.is_cuda and torch.cuda.is_current_stream_capturing():
             raise policy.in_capture()
         number = self._number
@@ -239,58 +215,58 @@ class Session:
         index = not self.strict and size_B <= INDEX_B and mode.protects_indices and _holds_indices(t.dtype)
         can_read = readable(t, size_B)
         staged = mode.changes and (link.staged or index or mode.staged or not can_read or link in self._avoided)
-        left = perf_counter()
         copy = self._over_host(t, link) if index and not grad else transport(t, link, staged)
-        travelled_s = perf_counter() - left
-        counts.hops += 1
-        counts.size_B += size_B
         if staged:
-            counts.staged += 1
-        per_link = counts.link(link.name)
-        per_link.hops += 1
-        per_link.size_B += size_B
-        if self.checks and can_read and size_B > 0:
-            if self.late and size_B <= LATE_B and not (grad or t.is_inference() or copy.is_inference()):  # these count no versions
-                self._wait_to_read(Carried(link, number, t, copy, size_B, staged, True, t._version, copy._version))
-            else:
-                self._unread.append(Carried(link, number, t, copy, size_B, staged))
-                if not self._together:
-                    self._read()
-        elif size_B:
-            counts.unchecked += 1
-        counts.overhead_s += perf_counter() - began - travelled_s
+            self.counts.staged += 1
+        if not (self.checks and can_read and size_B > 0):
+            self._count([(link.name, 1, size_B)])
+            self.counts.unchecked += size_B > 0
+            return copy
+        if self.late and size_B <= LATE_B and not (grad or t.is_inference() or copy.is_inference()):  # these count no versions
+            self.unread.append(Carried(link, number, t, copy, size_B, staged, True, t._version, copy._version))
+        else:
+            self.unread.append(Carried(link, number, t, copy, size_B, staged))
+        if not self.gathering:
+            self.take()
         return copy
 
     def _quick(self, t: torch.Tensor, link: Link) -> torch.Tensor | None:
-        """`carry` of most hops of a token in fewer steps: small ones that go straight. None: for `carry`."""
-        size_B, late = t.nbytes, self.late
-        if not (0 < size_B <= LATE_B and type(t) is torch.Tensor and t.layout is torch.strided):
+        """`carry` of most hops of a token in fewer steps: small ones over links that have not lied. None: for `carry`."""
+        if type(t) is not torch.Tensor or t.layout is not STRIDED:
             return None
-        if t.dtype not in PLAIN and (late or t.dtype not in INDICES):
+        size_B = t.nbytes
+        if not 0 < size_B <= LATE_B or t.requires_grad or t.is_inference() or torch.is_inference_mode_enabled():  # these count no versions
             return None
-        if t.requires_grad or t.is_inference() or torch.is_inference_mode_enabled():  # these count no versions
+        if link.staged or (self._avoided and link in self._avoided):
             return None
-        if link.staged or self.mode.staged or link in self._avoided:
-            return None
-        if t.is_cuda and torch.cuda.is_current_stream_capturing():
+        if not self.unread and t.is_cuda and torch.cuda.is_current_stream_capturing():
             raise policy.in_capture()
-        copy = transport(t, link, False)
-        began, counts = perf_counter(), self.counts
-        carried = _new(Carried, (link, self._number, t, copy, size_B, False, late, t._version, copy._version))
-        self._number += 1
-        counts.hops += 1
-        counts.size_B += size_B
-        per_link = counts.links.get(link.name) or counts.link(link.name)
-        per_link.hops += 1
-        per_link.size_B += size_B
-        if late:
-            self._wait_to_read(carried)
+        staged = False
+        if t.dtype in PLAIN:
+            copy = transport(t, link, False)
+        elif t.dtype not in INDICES:
+            return None
+        elif self.late:
+            copy, staged = self._over_host(t, link), True
+            self.counts.staged += 1
         else:
-            self._unread.append(carried)
-            if not self._together:
-                self._read()
-        counts.overhead_s += perf_counter() - began
+            copy = transport(t, link, False)
+        number = self._number
+        self._number = number + 1
+        self.unread.append(_new(Carried, (link, number, t, copy, size_B, staged, self.late, t._version, copy._version)))
+        if not self.gathering:
+            self.take()
         return copy
+
+    def _count(self, hops: list[tuple[str, int, int]]) -> None:
+        """Of each link: name, hops, bytes."""
+        counts = self.counts
+        for name, n, size_B in hops:
+            here = counts.links.get(name) or counts.link(name)
+            here.hops += n
+            here.size_B += size_B
+            counts.hops += n
+            counts.size_B += size_B
 
     def _over_host(self, t: torch.Tensor, link: Link) -> torch.Tensor:
         """The same tensor mostly goes to one stage after the other: it is brought to the host once."""
@@ -300,30 +276,30 @@ class Session:
         if last is None or last[0]() is not t or last[1] != t._version:
             if len(self._on_host) == ON_HOST:
                 self._on_host.clear()
-            last = self._on_host[id(t)] = (weakref.ref(t), t._version, *on_host(t))
-        return from_host(last[2], last[3], link)
+            last = self._on_host[id(t)] = (weakref.ref(t), t._version, on_host(t))
+        return from_host(last[2], link)
 
-    def _wait_to_read(self, c: Carried) -> None:
-        if self._late_B + c.size_B > LATE_SUM_B:
+    def _wait_to_read(self, some: list[Carried]) -> None:
+        self._late += some
+        self._late_B += sum([c.size_B for c in some])
+        if self._late_B > LATE_SUM_B:
             self._read_late()
-        self._late.append(c)
-        self._late_B += c.size_B
-        link = c.link
-        if c.source.is_cuda:
-            self.ends.reader.will_read(link.src)
-            if link.dst is not link.src:
-                self.ends.reader.will_read(link.dst)
+            return
+        for link in {c.link for c in some}:
+            if link.src.type == "cuda":
+                self.ends.reader.will_read(link.src)
+                if link.dst is not link.src:
+                    self.ends.reader.will_read(link.dst)
 
     def _read_late(self) -> None:
         some, self._late, self._late_B = self._late, [], 0
-        self._delivered.clear()
-        for served in self._served.values():
-            if isinstance(served.source, torch.Tensor):
-                served.source = weakref.ref(served.source)
+        self._shared.forget_names()
         untouched = [c for c in some if c.untouched]
-        self.unjudged += len(some) - len(untouched)
+        if len(untouched) < len(some):
+            self.unjudged += len(some) - len(untouched)
+            self._count([(c.link.name, 1, c.size_B) for c in some if not c.untouched])
         if untouched:
-            self.ends.read(untouched, self._key, True)
+            self._count(self.ends.read(untouched, self._key, True).counts)
 
     def _look_again(self) -> None:
         """What was right when it was carried and is not right now was written by somebody, and no link did that."""
@@ -336,18 +312,17 @@ class Session:
             self._withdrawn.add(c.number)
         self._again.clear()
 
-    def _read(self) -> None:
+    def _read(self, carried: list[Carried]) -> None:
         """Both ends of what was carried; in `strict` compared as well, and mended in place."""
-        carried, self._unread = self._unread, []
-        if carried:
-            self.ends.read(carried, self._key, held=self.strict)  # else they may be large, and whoever has them done with them
+        layout = self.ends.read(carried, self._key, held=self.strict)  # else they may be large, and whoever has them done with them
+        self._count(layout.counts)
         if self._suspected:
             self._again += [
                 c._replace(source_version=c.source._version, copy_version=c.copy._version)
                 for c in carried
                 if c.number in self._suspected and not (c.source.is_inference() or c.copy.is_inference())
             ]
-        if self.strict and carried:
+        if self.strict:
             self._compare()
             if self._bad:
                 self._mend(carried)
@@ -381,9 +356,7 @@ class Session:
         self.guard.demote(hop.link)
         with torch.no_grad():
             c.copy.copy_(transport(c.source, hop.link, True))
-        for served in self._served.values():
-            if served.copy is c.copy:
-                served.copy_version = c.copy._version
+        self._shared.mended(c.copy)
         self.counts.staged += 1
         self.ends.read([c._replace(staged=True)], self._key, True)
         self._compare()

@@ -16,13 +16,13 @@ Source:  transformers' cache layers, by what their `update` does:
 # mypy: disable-error-code="no-untyped-call"
 from __future__ import annotations
 
-from collections import defaultdict
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-GROWS, STATIC, REPLACED = "DynamicLayer", "StaticLayer", "DynamicSlidingWindowLayer"
+CACHE, GROWS, STATIC, REPLACED = "Cache", "DynamicLayer", "StaticLayer", "DynamicSlidingWindowLayer"
 HOME = "transformers.cache_utils"
 SIMPLE = (bool, int, float, str, torch.dtype, torch.device, type, type(None))
 
@@ -35,7 +35,7 @@ class Undo:
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], devices: Iterable[torch.device]) -> None:
         """Raises CannotUndo."""
         self._steps: list[Callable[[], None]] = []
-        self._lengths: dict[torch.device, list[Any]] = defaultdict(list)
+        self._lengths: dict[torch.device, list[Any]] = {}
         self._layers: list[tuple[Any, dict[str, Any]]] = []  # with their attributes
         self._inputs: list[tuple[torch.Tensor, int]] = []
         for name, value in [*((None, a) for a in args), *kwargs.items()]:
@@ -60,7 +60,7 @@ class Undo:
         if isinstance(value, torch.Tensor):
             if not value.is_inference():
                 self._inputs.append((value, value._version))
-        elif _is_cache(value):
+        elif _kinds[type(value)] == CACHE:
             self._cache(value)
         elif isinstance(value, (tuple, list)):
             for x in value:  # an older cache is tuples of tensors that a forward replaces
@@ -71,7 +71,7 @@ class Undo:
     def _cache(self, cache: Any) -> None:
         own = {k: _shallow(v) for k, v in vars(cache).items()}
         layers = own.get("layers")
-        nested = [v for v in own.values() if _is_cache(v)]
+        nested = [v for v in own.values() if _kinds[type(v)] == CACHE]
         if layers is None and type(cache).__module__ == HOME and type(cache).__name__ == "DynamicCache":
             for name in ("key_cache", "value_cache"):
                 self._steps.append(_list_cut(cache, name, own.pop(name)))
@@ -88,15 +88,26 @@ class Undo:
         self._steps.append(put_back)
         for other in nested:
             self._cache(other)
-        for layer in layers or ():
-            self._layer(layer)
+        self._all_layers(layers or [])
 
-    def _layer(self, layer: Any) -> None:
-        cls = type(layer)
-        kind = cls.__name__ if cls.__module__ == HOME else ""
-        state = vars(layer).copy()
-        if not _flat(state):
-            state = {k: _shallow(v) for k, v in state.items()}
+    def _all_layers(self, layers: list[Any]) -> None:
+        """Some forty of them for each token, so what is asked of each is little."""
+        states = [vars(layer).copy() for layer in layers]
+        if not _flat(states):
+            states = [{k: _shallow(v) for k, v in state.items()} for state in states]
+        for layer, state in zip(layers, states, strict=True):
+            kind = _kinds[type(layer)]
+            length = state.get("cumulative_length") if kind is STATIC else None
+            if isinstance(length, torch.Tensor):
+                here = self._lengths.get(length.device)
+                if here is None:
+                    here = self._lengths[length.device] = []
+                here.append(length)
+            else:
+                self._layer(layer, kind, state)
+        self._layers += zip(layers, states, strict=True)
+
+    def _layer(self, layer: Any, kind: str, state: dict[str, Any]) -> None:
         if kind == GROWS:
             keys = state.pop("keys", None)
             values = state.pop("values", None)
@@ -106,25 +117,27 @@ class Undo:
                 state_length = keys.shape[-2] if keys.dim() > 1 else 0
                 empty = None if keys.dim() > 1 else (keys, values)
                 self._steps.append(lambda: _cut(layer, state_length, empty))
-            del keys, values  # or the old tensors would live on
-        elif kind == STATIC and isinstance(state.get("cumulative_length"), torch.Tensor):
-            length = state["cumulative_length"]
-            if length.device.type == "cpu":
-                self._steps.append(_copied(length))
-            else:
-                self._lengths[length.device].append(length)
         elif kind != REPLACED:
             self._steps += [_copied(t) for t in _tensors(state.values())]
-        self._layers.append((layer, state))
 
 
-def _is_cache(value: Any) -> bool:
-    return any(c.__name__ == "Cache" and c.__module__ == HOME for c in type(value).__mro__)
+class _Kinds(dict[type, str]):
+    """Of each class: CACHE, one of the three kinds of layers above, or nothing."""
+
+    def __missing__(self, cls: type) -> str:
+        kind = cls.__name__ if cls.__module__ == HOME and cls.__name__ in (GROWS, STATIC, REPLACED) else ""
+        if any(c.__name__ == CACHE and c.__module__ == HOME for c in cls.__mro__):
+            kind = CACHE
+        self[cls] = kind
+        return kind
 
 
-def _flat(state: dict[str, Any]) -> bool:
-    """No list or dictionary in there: of 36 layers and each token, so in C."""
-    kinds = set(map(type, state.values()))
+_kinds = _Kinds()
+
+
+def _flat(states: list[dict[str, Any]]) -> bool:
+    """No list or dictionary in there."""
+    kinds = set(map(type, itertools.chain.from_iterable([state.values() for state in states])))
     return not any(issubclass(kind, (dict, list)) for kind in kinds)
 
 

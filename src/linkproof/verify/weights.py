@@ -77,9 +77,9 @@ def on_devices(model: Any) -> dict[str, tuple[str, int, int]]:
         if t.device.type == "meta" or not t.numel():
             continue
         reader = readers.setdefault(t.device, Reader())
-        if not reader.has_room(t.device, t.numel() * t.element_size()):
+        if not reader.has_room(t.device, (t.numel() * t.element_size(),)):
             settle()
-        waiting.append((name, t, reader.read(t, 0, False), reader))
+        waiting.append((name, t, reader.read(t, 0), reader))
     settle()
     return found
 

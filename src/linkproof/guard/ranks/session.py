@@ -165,7 +165,7 @@ class RankSession:
         return [int(row[2]) for row in self.channel.heads([AGREED, self.step, code])]
 
     def _digest_of(self, tensors: Sequence[torch.Tensor]) -> int:
-        readings = [(t, self.reader.read(t, key(0, i, t.numel()), True)) for i, t in enumerate(tensors) if readable(t, t.numel() * 8)]
+        readings = [(t, self.reader.read(t, key(0, i, t.numel()))) for i, t in enumerate(tensors) if readable(t, t.numel() * 8)]
         if any(t.device.type == "cuda" for t, _ in readings):
             torch.cuda.current_stream().synchronize()
         text = b"".join(f"{tuple(t.shape)} {self.reader.value(r)};".encode() for t, r in readings)
@@ -235,7 +235,7 @@ class RankSession:
         pieces = len(self.channel.ranks) if c.pieces else 0
         summed = not pieces and c.op == "sum" and source.dtype in SUMMED
         size_B = source.numel() * source.element_size()
-        if not (self.reader.has_room(source.device, (1 + pieces) * size_B) and self.projector.has_room(source)):
+        if not (self.reader.has_room(source.device, ((1 + pieces) * size_B,)) and self.projector.has_room(source)):
             self._to_numbers()
         ident = zlib.crc32(f"{c.name} {c.op} {source.dtype} {tuple(source.shape)}".encode())
         record = Record(number, c, Made(ident, pieces, summed, source.dtype, source.numel()), key(self.step, number, size_B), staged)
@@ -259,7 +259,7 @@ class RankSession:
             self._streams.add(torch.cuda.current_stream(out.device))
 
     def _read(self, record: Record, t: torch.Tensor) -> None:
-        record.digests.append(self.reader.read(t, record.key, True))
+        record.digests.append(self.reader.read(t, record.key))
         record.sizes_B.append(t.numel() * t.element_size())
         if t.device.type == "cuda":
             self._streams.add(torch.cuda.current_stream(t.device))
