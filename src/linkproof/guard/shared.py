@@ -8,7 +8,7 @@ Unknown: a kernel that writes into a tensor behind torch's back (no version is c
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,26 +19,20 @@ HELD_SUM_B = 8 << 20
 Place = tuple[int, Any]  # id of the source, GPU or link
 
 
-class Served:
-    """One copy. source: the tensor itself or a weak reference. twice: more than one has got it."""
+class Served(NamedTuple):
+    """One copy. source: the tensor itself or a weak reference."""
 
-    __slots__ = ("copy", "copy_version", "source", "twice", "version")
-
-    def __init__(self, source: weakref.ref[torch.Tensor] | torch.Tensor, version: int, copy: torch.Tensor, copy_version: int) -> None:
-        self.source, self.version, self.copy, self.copy_version, self.twice = source, version, copy, copy_version, False
-
-    def serves(self, t: torch.Tensor) -> bool:
-        """Nobody has written into source or copy. Gradients are to be summed as they would be without us."""
-        if self.version != t._version or self.copy_version != self.copy._version:
-            return False
-        source = self.source
-        if source is not t and (isinstance(source, torch.Tensor) or source() is not t):
-            return False
-        return not (t.requires_grad and torch.is_grad_enabled())
+    source: Any
+    version: int
+    copy: torch.Tensor
+    copy_version: int
 
     @property
     def written(self) -> bool:
         return self.copy._version != self.copy_version
+
+
+_new = tuple.__new__  # of a named tuple: a third of the time that its own takes
 
 
 class Delivered:
@@ -65,12 +59,14 @@ class Delivered:
 class Shared:
     def __init__(self) -> None:
         self._served: dict[Place, Served] = {}
-        self._kept: list[Served] = []  # of sources that are gone
+        self._twice: set[Place] = set()  # more than one has got it
+        self._kept: list[Served] = []  # of these, those whose place another has taken, or nobody
         self._delivered: dict[Any, Delivered] = {}  # the last, by GPU or link
         self._held_B = 0
 
     def forget(self) -> None:
         self._served.clear()
+        self._twice.clear()
         self._kept.clear()
         self._delivered.clear()
         self._held_B = 0
@@ -79,26 +75,34 @@ class Shared:
         self._delivered.clear()
 
     def copy_of(self, place: Place, t: torch.Tensor) -> torch.Tensor | None:
+        """None, too, if somebody has written into source or copy, and where gradients are to be summed as they would be without us."""
         served = self._served.get(place)
-        if served is None or not served.serves(t):
+        if served is None:
             return None
-        served.twice = True
-        return served.copy
+        source, version, copy, copy_version = served
+        if version != t._version or copy_version != copy._version:
+            return None
+        if source is not t and (isinstance(source, torch.Tensor) or source() is not t):
+            return None
+        if t.requires_grad and torch.is_grad_enabled():
+            return None
+        self._twice.add(place)
+        return copy
 
     def add(self, place: Place, t: torch.Tensor, copy: torch.Tensor, size_B: int) -> None:
-        served = self._served.get(place)
-        if served is not None and served.twice:
-            self._kept.append(served)
+        if place in self._twice:
+            self._drop(place)
         source: Any = t
         if size_B > HELD_B or self._held_B > HELD_SUM_B:
             source = weakref.ref(t, lambda _: self._drop(place))
         else:
             self._held_B += size_B
-        self._served[place] = Served(source, t._version, copy, copy._version)
+        self._served[place] = _new(Served, (source, t._version, copy, copy._version))
 
     def _drop(self, place: Place) -> None:
         served = self._served.pop(place, None)
-        if served is not None and served.twice:
+        if served is not None and place in self._twice:
+            self._twice.discard(place)
             self._kept.append(served)
 
     def again(self, named: dict[str, Any], dst: Any) -> Delivered | None:
@@ -108,8 +112,7 @@ class Shared:
             return None
         if not last.twice:
             last.twice = True
-            for _, served in last.served:
-                served.twice = True
+            self._twice.update((id(t), dst) for t, _ in last.served)
         return last
 
     def remember(self, named: dict[str, Any], out: dict[str, Any], dst: Any, skip: Any) -> None:
@@ -128,10 +131,12 @@ class Shared:
 
     def mended(self, copy: torch.Tensor) -> None:
         """We have written into it ourselves."""
-        for served in self._served.values():
+        for place, served in list(self._served.items()):
             if served.copy is copy:
-                served.copy_version = copy._version
+                self._served[place] = served._replace(copy_version=copy._version)
 
     @property
     def written(self) -> bool:
-        return any(s.twice and s.written for s in (*self._served.values(), *self._kept))
+        """Somebody has written into a copy that two have got."""
+        twice = [self._served.get(place) for place in self._twice]
+        return any(served is not None and served.written for served in (*self._kept, *twice))
