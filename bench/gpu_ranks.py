@@ -29,9 +29,10 @@ def main() -> int:
     env = {"GLOO_SOCKET_IFNAME": "lo"}  # a host name need not resolve
     env |= {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1", "NCCL_SOCKET_IFNAME": "lo"} if one_card else {}
     with tempfile.TemporaryDirectory() as folder:
+        hosts = [{"NCCL_HOSTID": f"host{rank}"} if one_card else {} for rank in range(2)]
         ranks = [
-            subprocess.Popen([sys.executable, __file__, str(rank), folder], env={**os.environ, **env, "NCCL_HOSTID": f"host{rank}"})
-            for rank in range(2)
+            subprocess.Popen([sys.executable, __file__, str(rank), folder], env={**os.environ, **env, **host})
+            for rank, host in enumerate(hosts)
         ]
         return max(abs(rank.wait(2 * STUCK_S)) for rank in ranks)
 

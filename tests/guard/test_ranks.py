@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 import linkproof
 from linkproof.errors import LinkproofError
 from linkproof.guard.ranks import channel as ranks_channel
+from linkproof.guard.ranks import session as ranks_session
 from linkproof.guard.ranks.watch import guard_ranks
 
 NEW = 4
@@ -156,6 +157,32 @@ def test_a_sum_that_is_wrong_alike_on_every_rank_is_seen(
 ) -> None:
     answer = one_of(gangs(2).do(lie, "deferred", kind, -1))
     assert answer["tokens"] == healthy and answer["events"][0] == (said, odd, 1, NUMBER, "heal")
+
+
+def with_little_room(kind: str) -> Answer:
+    """As on a GPU with many sums in a forward: what has been read makes room in the middle of it."""
+    plain = ranks_session.Projector.has_room
+    asked = 0
+
+    def has_room(self: Any, t: torch.Tensor) -> bool:
+        nonlocal asked
+        asked += 1
+        return asked % 2 == 0
+
+    ranks_session.Projector.has_room = has_room  # type: ignore[method-assign]
+    try:
+        return lie("deferred", kind, 1)
+    finally:
+        ranks_session.Projector.has_room = plain  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("kind", ["none", "low bit"])
+def test_numbers_that_have_come_in_the_middle_of_a_forward_are_kept(gangs: Callable[[int], Gang], healthy: list[int], kind: str) -> None:
+    answer = one_of(gangs(2).do(with_little_room, kind))
+    assert answer["tokens"] == healthy and not answer["error"]
+    assert bool(answer["events"]) == (kind != "none")
+    if kind != "none":
+        assert answer["events"][0] == ("changed", (1,), 1, NUMBER, "heal")
 
 
 def without_a_part(mode: str, rank: int) -> Answer:

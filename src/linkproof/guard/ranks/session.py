@@ -271,7 +271,7 @@ class RankSession:
             event = stream.record_event()
             self.channel.wait_for(event.query)
         for record in self.records:
-            record.digests = [self.reader.value(d) for d in record.digests]
+            record.digests = [d if isinstance(d, int) else self.reader.value(d) for d in record.digests]  # some have come earlier
             record.sums = [self.projector.value(s) for s in record.sums]
         self.reader.reset()
         self.projector.reset()
