@@ -84,15 +84,12 @@ class Borders(ModelHook):  # type: ignore[misc]
         return accelerate.hooks.send_to_device(tree, border) if Borders.guarded else _copied(tree, self.device)
 
     def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
-        """Where several GPUs are, accelerate's own hook sends both, and the guard listens to that hook; here to this one."""
-        return (Borders.all_sent if Borders.guarded else Borders._sent)(self, module, *args, **kwargs)
-
-    def _sent(self, module: Any, *args: Any, **kwargs: Any) -> Any:
         held = {name: kwargs.pop(name) for name in CACHES if name in kwargs}
         args, kwargs = self._send(args, self.from_before), self._send(kwargs, self.from_home)
         return self.inner.pre_forward(module, *args, **kwargs, **held)
 
-    all_sent = gathered(_sent)
+    bare = pre_forward
+    heard = gathered(pre_forward)  # where several GPUs are, the guard listens to accelerate's own hook; here to this one
 
     def post_forward(self, module: Any, output: Any) -> Any:
         output = self.inner.post_forward(module, output)
@@ -236,12 +233,12 @@ def armed(model: Model, mode: str) -> Iterator[Guard | None]:
     if mode == "bare":
         yield None
         return
-    Borders.guarded = True
+    Borders.guarded, Borders.pre_forward = True, Borders.heard  # type: ignore[method-assign]
     try:
         with guard(model.model, mode) as watch:
             yield watch
     finally:
-        Borders.guarded = False
+        Borders.guarded, Borders.pre_forward = False, Borders.bare  # type: ignore[method-assign]
 
 
 # ---------------------------------------------------------------- what comes out

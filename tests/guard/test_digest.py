@@ -95,8 +95,9 @@ if INTERPRETS:
         t = torch.from_numpy(noise(4096).copy()).view(torch.bfloat16)
         forms = [t, t[1:], t[3:1001:2], t.reshape(32, 64).t(), t[7], t[:0], t.view(torch.float32), t.view(torch.int64), t[4:9]]
         keys = list(range(99, 99 + len(forms)))
-        readings = [r._launch(forms[:5], keys[:5])]
-        readings += [r._launch([x], keys[5 + i : 6 + i]) for i, x in enumerate(forms[5:])]
+        sizes_B = [x.nbytes for x in forms]
+        readings = [r._launch(forms[:5], keys[:5], tuple(sizes_B[:5]))]
+        readings += [r._launch([x], keys[5 + i : 6 + i], (x.nbytes,)) for i, x in enumerate(forms[5:])]
         r.wait()
         values = [value for some in readings for value in r.values(some)]
         assert values == [digest(content(host_bytes(x)), 99 + i) for i, x in enumerate(forms)]
@@ -112,7 +113,7 @@ if INTERPRETS:
             for i in range(4):
                 tensors = [torch.from_numpy(noise(n, 10 * turn + i).copy()) for n in (4096, 40000, 8, 13)]
                 keys = [key(turn, i, t.nbytes) for t in tensors]
-                readings.append(r._launch(tensors, keys))
+                readings.append(r._launch(tensors, keys, tuple(t.nbytes for t in tensors)))
                 right += [digest(content(host_bytes(t)), k) for t, k in zip(tensors, keys, strict=True)]
             r.wait()
             assert [value for some in readings for value in r.values(some)] == right and len(r._forms) == 1
@@ -147,7 +148,7 @@ if INTERPRETS:
         for used in ((), ((None, 7),), ((1, 8),), ((None, 7), (None, 8))):
             r.used = set(used)
             before = len(waited)
-            r._launch([t, t], [1, 2])
+            r._launch([t, t], [1, 2], (32, 32))
             assert len(waited) - before == ((None, 8) in r.used)
 
     def test_numbers_that_never_came_are_not_equal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +157,7 @@ if INTERPRETS:
         r = reader.Reader()
         r._pin(digest_kernel, pin=False)
         t = torch.ones(8)
-        assert r.value(r._launch([t], [1])) != r.value(r._launch([t], [1]))
+        assert r.value(r._launch([t], [1], (32,))) != r.value(r._launch([t], [1], (32,)))
 
 else:
 

@@ -95,9 +95,9 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
     read_all = Reader.read_all
 
-    def counted(self: Reader, what: Any, keys: Any) -> Any:
+    def counted(self: Reader, what: Any, keys: Any, sizes_B: Any) -> Any:
         made.append(len(what))
-        return read_all(self, what, keys)
+        return read_all(self, what, keys, sizes_B)
 
     monkeypatch.setattr(Reader, "read_all", counted)
     return made
@@ -249,11 +249,11 @@ def test_a_ring_that_is_full_loses_no_hop(model: Any, healthy: Any, readings: li
         used = 0
         reset(self)
 
-    def filled(self: Reader, what: Any, keys: Any) -> Any:
+    def filled(self: Reader, what: Any, keys: Any, sizes_B: Any) -> Any:
         nonlocal used
         used += len(what)
         assert used <= 6
-        return read_all(self, what, keys)
+        return read_all(self, what, keys, sizes_B)
 
     monkeypatch.setattr(Reader, "reset", emptied)
     monkeypatch.setattr(Reader, "read_all", filled)

@@ -3,6 +3,8 @@
 # mypy: disable-error-code="no-untyped-call"
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache, cache_utils
 
 from linkproof.guard.undo import CannotUndo, Undo
+from linkproof.guard.undo import _noted as kept_notes
 
 WINDOW, SLOTS = 6, 32
 kinds: Any = cache_utils
@@ -93,8 +96,6 @@ def test_a_static_cache_keeps_its_addresses() -> None:
 @layered
 def test_a_growing_cache_is_not_kept_twice() -> None:
     """Its old tensors may go as soon as the layer has let go of them."""
-    import weakref
-
     layer = kinds.DynamicLayer()
     appended(layer, 3, 0)
     undo = Undo((), {"past_key_values": kinds.Cache(layers=[layer])}, ())
@@ -205,6 +206,56 @@ def test_static_lengths_of_one_device_are_noted_together() -> None:
         layer.update(*(x.to("vgpu:1") for x in kv(1, 9)))
     undo.restore()
     assert [int(layer.cumulative_length) for layer in layers] == [2, 3, 4]
+
+
+def static_cache(tokens: int) -> Any:
+    layers: list[Any] = [kinds.StaticLayer(SLOTS) for _ in range(3)]
+    for i, layer in enumerate(layers):
+        layer.update(*kv(tokens + i, i))
+    return kinds.Cache(layers=layers)
+
+
+def lengths(cache: Any) -> list[int]:
+    return [int(layer.cumulative_length) for layer in cache.layers]
+
+
+@layered
+def test_what_was_noted_of_static_layers_is_used_again_only_if_nothing_was_replaced() -> None:
+    cache = static_cache(2)
+    for before in ([2, 3, 4], [3, 4, 5]):
+        undo = Undo((), {"past_key_values": cache}, ())
+        noted = kept_notes.get(cache)
+        assert noted is not None and noted.holds(cache.layers) and lengths(cache) == before
+        for layer in cache.layers:
+            layer.update(*kv(1, 9))
+        undo.restore()
+        assert lengths(cache) == before
+        for layer in cache.layers:
+            layer.update(*kv(1, 9))
+    replaced = cache.layers[1].cumulative_length.clone()  # the same number in another tensor
+    cache.layers[1].cumulative_length = replaced
+    assert not noted.holds(cache.layers)
+    undo = Undo((), {"past_key_values": cache}, ())
+    replaced.add_(1)
+    undo.restore()
+    assert lengths(cache) == [4, 5, 6] and cache.layers[1].cumulative_length is replaced
+    cache.layers[2] = kinds.DynamicLayer()
+    cache.layers[2].update(*kv(2, 0))
+    undo = Undo((), {"past_key_values": cache}, ())
+    for layer in cache.layers:
+        layer.update(*kv(1, 9))
+    undo.restore()
+    assert lengths(kinds.Cache(layers=cache.layers[:2])) == [4, 5] and cache.layers[2].get_seq_length() == 2
+
+
+@layered
+def test_nothing_of_a_cache_is_kept_when_it_is_gone() -> None:
+    cache = static_cache(2)
+    undo = Undo((), {"past_key_values": cache}, ())
+    keys = weakref.ref(cache.layers[0].keys)
+    del undo, cache
+    gc.collect()
+    assert keys() is None
 
 
 @layered

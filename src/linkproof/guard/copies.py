@@ -155,14 +155,16 @@ def sent(send: Callable[..., Any], tensor: Any, device: Any, non_blocking: bool 
     if device is None or ((kind is dict or kind is tuple) and not tensor):
         return tensor
     if type(device) is Border:
-        return _walk_all(session, tensor, session.border(device), (), send)
+        return (_walk if session.gathering else _walk_all)(session, tensor, session.border(device), (), send)
     dst = _known.get(device)
     if dst is None:
         dst = resolved(device)
     if kind is tuple and len(tensor) == 1 and isinstance(tensor[0], torch.Tensor) and tensor[0].device == dst:  # most calls
         return tensor
     skip = (skip_keys,) if isinstance(skip_keys, str) else skip_keys or ()
-    return tensor if _stays(tensor, dst, skip) else _walk_all(session, tensor, dst, skip, send)
+    if _stays(tensor, dst, skip):
+        return tensor
+    return (_walk if session.gathering else _walk_all)(session, tensor, dst, skip, send)
 
 
 def gathered(hands_over: Callable[..., Any]) -> Callable[..., Any]:
@@ -199,8 +201,10 @@ def _stays(tree: Any, dst: torch.device, skip: Any) -> bool:
                 return False
         return True
     if kind is dict:
-        for k, v in tree.items():  # noqa: SIM110
-            if k not in skip and not _stays(v, dst, skip):
+        for k, v in tree.items():
+            if v is None or v is True or v is False or k in skip:
+                continue
+            if v.device != dst if type(v) is torch.Tensor else not _stays(v, dst, skip):
                 return False
         return True
     return tree is None or kind in SCALARS or left_alone(tree)

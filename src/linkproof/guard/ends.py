@@ -71,9 +71,12 @@ class Ends:
         ends = [c.source for c in some] + [c.copy for c in some]
         both = keys + keys
         if layout.plain:
-            readings = [self.reader.read_all(ends, both)]
+            readings = [self.reader.read_all(ends, both, layout.part_sizes_B[0])]
         else:
-            readings = [self.reader.read_all([ends[i] for i in part], [both[i] for i in part]) for part in layout.parts]
+            readings = [
+                self.reader.read_all([ends[i] for i in part], [both[i] for i in part], sizes_B)
+                for part, sizes_B in zip(layout.parts, layout.part_sizes_B, strict=True)
+            ]
         self._reading.append(_Read(some if held else [c.hop() for c in some], keys, layout, readings))
         return layout
 
@@ -111,7 +114,7 @@ class Ends:
             for part, readings in zip(layout.parts, read.readings, strict=True):
                 for i, value in zip(part, self.reader.values(readings), strict=True):
                     both[i] = value
-        return layout.sent(both[:n], read.keys), both[n:]
+        return layout.sent(both[:n]), both[n:]
 
     def _compare(self) -> None:
         if not self._reading:

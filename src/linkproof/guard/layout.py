@@ -23,6 +23,7 @@ class Layout:
         n = len(shape)
         ends: dict[torch.device, list[int]] = {}
         counts: dict[str, tuple[int, int]] = {}
+        salts = [hop_salt(number, size_B) for _, number, size_B, _ in shape]
         for i, (link, _, size_B, first) in enumerate(shape):
             if first == i:
                 ends.setdefault(link.src, []).append(i)
@@ -32,20 +33,19 @@ class Layout:
             ends.setdefault(link.dst, []).append(n + i)
         self.parts = list(ends.values())
         self.plain = self.parts[0] == list(range(2 * n))
-        self.first = [first for *_, first in shape]
+        self.part_sizes_B = [tuple([shape[i % n][2] for i in part]) for part in self.parts]
+        self.keys_apart = [(first, salts[i] - salts[first]) for i, (*_, first) in enumerate(shape)]
         self.sizes_B = tuple([size_B for _, _, size_B, _ in shape])
         self.places = [(link.dst, size_B) for link, _, size_B, _ in shape]
         self.counts = [(name, *both) for name, both in counts.items()]
-        self._salts = [hop_salt(number, size_B) for _, number, size_B, _ in shape]
+        self._salts = salts
 
     def keys(self, step_key: int) -> list[int]:
         return [salt + step_key & MASK for salt in self._salts]
 
-    def sent(self, own: list[int], keys: list[int]) -> list[int]:
+    def sent(self, own: list[int]) -> list[int]:
         """The digest that each hop's source would have had of its own: a source that went to several GPUs is read once, for the first."""
-        if self.plain:
-            return own
-        return [own[j] - keys[j] + keys[i] & MASK or 1 for i, j in enumerate(self.first)]
+        return own if self.plain else [own[first] + apart & MASK or 1 for first, apart in self.keys_apart]
 
 
 class Layouts:

@@ -59,12 +59,12 @@ class Reader:
 
     def read(self, t: torch.Tensor, key: int) -> Readings:
         """The caller has seen to it that there is room."""
-        return self.read_all([t], [key])
+        return self.read_all([t], [key], (t.nbytes,))
 
-    def read_all(self, tensors: list[torch.Tensor], keys: list[int]) -> Readings:
+    def read_all(self, tensors: list[torch.Tensor], keys: list[int], sizes_B: tuple[int, ...]) -> Readings:
         """Of one device, in one launch."""
         if tensors[0].device.type == "cuda" and self._triton() is not None:
-            return self._launch(tensors, keys)
+            return self._launch(tensors, keys, sizes_B)
         return [digest(content(host_bytes(t)), key) for t, key in zip(tensors, keys, strict=True)]
 
     def will_read(self, device: torch.device) -> None:
@@ -123,21 +123,26 @@ class Reader:
         self._poison = mixed(np.arange(1, RING_WORDS + 1, dtype=np.uint64)).data
         self._sums_at, self._table_at = sums.data_ptr(), table.data_ptr()
 
-    def _launch(self, tensors: list[torch.Tensor], keys: list[int]) -> Readings:
-        made = [laid_out(t) for t in tensors]  # until they are read
-        sizes_B = tuple([t.nbytes for t in made])
+    def _launch(self, tensors: list[torch.Tensor], keys: list[int], sizes_B: tuple[int, ...]) -> Readings:
+        addresses, kept = [], []
+        for t in tensors:
+            at = t.data_ptr()
+            if at & 7 or not t.is_contiguous() or t.is_neg() or t.is_conj():
+                kept.append(laid_out(t))  # until it is read
+                at = kept[-1].data_ptr()
+            addresses.append(at)
         form = self._forms.get(sizes_B) or self._form(sizes_B)
-        begin, row, n = self._next, self._next_row, len(made)
+        begin, row, n = self._next, self._next_row, len(tensors)
         end, width = begin + form.sums, self._kernel.ROW
         self._next, self._next_row = end, row + n
         self._sums[begin:end] = self._poison[begin:end]
         words = form.words.copy()
-        words[0::width] = [t.data_ptr() for t in made]
+        words[0::width] = addresses
         if begin:
             words[1::width] = [at + 8 * begin for at in words[1::width]]
         words[4::width] = keys
         self._table[width * row : width * (row + n)] = array(U64_CODE, words)
-        device = made[0].device.index
+        device = tensors[0].device.index
         if device == torch.cuda.current_device():
             self._on_current(device, row, n, form.most)
         else:

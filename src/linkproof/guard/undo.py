@@ -17,7 +17,9 @@ Source:  transformers' cache layers, by what their `update` does:
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable, Iterable
+from operator import is_
 from typing import Any
 
 import torch
@@ -35,13 +37,10 @@ class Undo:
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], devices: Iterable[torch.device]) -> None:
         """Raises CannotUndo."""
         self._steps: list[Callable[[], None]] = []
-        self._lengths: dict[torch.device, list[Any]] = {}
         self._layers: list[tuple[Any, dict[str, Any]]] = []  # with their attributes
         self._inputs: list[tuple[torch.Tensor, int]] = []
         for name, value in [*((None, a) for a in args), *kwargs.items()]:
             self._keep(name, value)
-        for layers in self._lengths.values():  # one small copy per device, not one per layer
-            self._steps.append(_lengths_of(layers))
         self._steps.append(_random_state(devices))
 
     def restore(self) -> None:
@@ -88,24 +87,25 @@ class Undo:
         self._steps.append(put_back)
         for other in nested:
             self._cache(other)
-        self._all_layers(layers or [])
+        self._all_layers(cache, layers or [])
 
-    def _all_layers(self, layers: list[Any]) -> None:
-        """Some forty of them for each token, so what is asked of each is little."""
-        states = [vars(layer).copy() for layer in layers]
-        if not _flat(states):
-            states = [{k: _shallow(v) for k, v in state.items()} for state in states]
-        for layer, state in zip(layers, states, strict=True):
-            kind = _kinds[type(layer)]
-            length = state.get("cumulative_length") if kind is STATIC else None
-            if isinstance(length, torch.Tensor):
-                here = self._lengths.get(length.device)
-                if here is None:
-                    here = self._lengths[length.device] = []
-                here.append(length)
-            else:
-                self._layer(layer, kind, state)
-        self._layers += zip(layers, states, strict=True)
+    def _all_layers(self, cache: Any, layers: list[Any]) -> None:
+        """Some forty of them for each token, so what is asked of each is little; of static ones, only whether they are as they were."""
+        noted = _noted.get(cache)
+        if noted is None or not noted.holds(layers):
+            states = [vars(layer).copy() for layer in layers]
+            if not _flat(states):
+                states = [{k: _shallow(v) for k, v in state.items()} for state in states]
+            noted = _Static(layers, states)
+            if len(noted.lengths) < len(layers):
+                for layer, state in zip(layers, states, strict=True):
+                    if layer not in noted:
+                        self._layer(layer, _kinds[type(layer)], state)
+            elif layers:
+                _noted[cache] = noted
+        if noted.lengths:
+            self._steps += [_lengths_of(some) for some in noted.by_device.values()]  # one small copy per device, not one per layer
+        self._layers += zip(layers, noted.states, strict=True)
 
     def _layer(self, layer: Any, kind: str, state: dict[str, Any]) -> None:
         if kind == GROWS:
@@ -119,6 +119,40 @@ class Undo:
                 self._steps.append(lambda: _cut(layer, state_length, empty))
         elif kind != REPLACED:
             self._steps += [_copied(t) for t in _tensors(state.values())]
+
+
+class _Static:
+    """The static layers among these, whose tensors stay the same ones from token to token, and their lengths.
+
+    Holds no cache: it is gone when that is.
+    """
+
+    def __init__(self, layers: list[Any], states: list[dict[str, Any]]) -> None:
+        self.layers, self.states = list(layers), states
+        self.by_device: dict[torch.device, list[torch.Tensor]] = {}
+        self.lengths: dict[int, torch.Tensor] = {}  # by id of the layer
+        self._values = [tuple(state.values()) for state in states]
+        for layer, state in zip(layers, states, strict=True):
+            length = state.get("cumulative_length")
+            if _kinds[type(layer)] == STATIC and isinstance(length, torch.Tensor):
+                self.lengths[id(layer)] = length
+                self.by_device.setdefault(length.device, []).append(length)
+
+    def __contains__(self, layer: Any) -> bool:
+        return id(layer) in self.lengths
+
+    def holds(self, layers: list[Any]) -> bool:
+        """Nothing in there has been replaced."""
+        if len(layers) != len(self.layers):
+            return False
+        for layer, known, values in zip(layers, self.layers, self._values, strict=True):
+            now = vars(layer)
+            if layer is not known or len(now) != len(values) or not all(map(is_, now.values(), values)):
+                return False
+        return True
+
+
+_noted: weakref.WeakKeyDictionary[Any, _Static] = weakref.WeakKeyDictionary()  # of caches that are static in all their layers
 
 
 class _Kinds(dict[type, str]):
