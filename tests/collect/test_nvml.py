@@ -31,16 +31,11 @@ class NVMLError(Exception):
         self.value = value
 
 
-class FabricInfo(ctypes.Structure):
-    _fields_ = (("state", ctypes.c_uint8), ("status", ctypes.c_int))
-
-
 class Binding(SimpleNamespace):
     """A pynvml of two cards. What is not here is what an old driver or binding lacks."""
 
     NVMLError, NVML_ERROR_NOT_SUPPORTED = NVMLError, 3
     NVML_NVLINK_MAX_LINKS = 2
-    c_nvmlGpuFabricInfo_t = FabricInfo
     down = False
 
     def nvmlInit(self) -> None: ...
@@ -78,7 +73,9 @@ class Binding(SimpleNamespace):
         raise NVMLError(3)
 
     def nvmlDeviceGetGpuFabricInfo(self, handle: int, info: Any) -> int:
-        info._obj.state, info._obj.status = 3, 0
+        assert ctypes.sizeof(info._obj) == 28  # nvml.h: 16 bytes of UUID; bindings up to 13.610 have 80
+        ctypes.memset(info, 0, 28)
+        ctypes.memset(ctypes.addressof(info._obj) + 24, 3, 1)
         return 0
 
 
@@ -97,6 +94,18 @@ def test_a_card_says_what_it_has_and_leaves_out_what_it_does_not_offer(binding: 
     }  # fmt: skip
     assert said["driver"] == "470.82.01" and binding.down
     assert json.loads(json.dumps(said)) == said
+
+
+def test_the_newer_call_for_the_fabric_is_asked_first(binding: Binding) -> None:
+    def newer(handle: int, info: Any) -> int:
+        if handle == 100:
+            raise NVMLError(3)  # then the older one
+        assert ctypes.sizeof(info._obj) == 36 and info._obj.version == 0x2000024
+        ctypes.memset(ctypes.addressof(info._obj) + 28, 2, 1)
+        return 0
+
+    binding.nvmlDeviceGetGpuFabricInfoV = newer
+    assert [g["fabric"]["state"] for g in ask_nvml()["gpus"]] == [3, 2]
 
 
 def test_what_the_binding_lacks_is_an_error_and_not_supported_is_none(binding: Binding) -> None:

@@ -234,7 +234,7 @@ def test_what_was_noted_of_static_layers_is_used_again_only_if_nothing_was_repla
             layer.update(*kv(1, 9))
     replaced = cache.layers[1].cumulative_length.clone()  # the same number in another tensor
     cache.layers[1].cumulative_length = replaced
-    assert not noted.holds(cache.layers)
+    assert noted is not None and not noted.holds(cache.layers)
     undo = Undo((), {"past_key_values": cache}, ())
     replaced.add_(1)
     undo.restore()

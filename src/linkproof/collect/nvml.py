@@ -91,15 +91,27 @@ def _links(a: _Asker, handle: Any) -> dict[str, dict[str, Any]] | None:
     return out or None
 
 
+class _Fabric(ctypes.Structure):
+    """nvmlGpuFabricInfo_t of nvml.h. The binding's own has 80 bytes for the 16 of the UUID, and finds the state where there is none."""
+
+    _fields_ = (("cluster", ctypes.c_uint8 * 16), ("status", ctypes.c_uint), ("clique", ctypes.c_uint32), ("state", ctypes.c_uint8))
+
+
+class _FabricV2(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint), *_Fabric._fields_, ("health", ctypes.c_uint32))
+
+
 def _fabric(a: _Asker, name: str, handle: Any) -> dict[str, Any] | None:
-    """State of the NVSwitch fabric: 0 not supported, 1 not started, 2 in progress, 3 completed."""
-    if not hasattr(a.nvml, "c_nvmlGpuFabricInfo_t"):
-        return None
-    info = a.nvml.c_nvmlGpuFabricInfo_t()
-    # the binding passes on what it gets, and NVML writes through a pointer: the structure itself would crash it
-    if a.ask(f"{name}.fabric", "nvmlDeviceGetGpuFabricInfo", handle, ctypes.byref(info)) is None:
-        return None
-    return {"state": int(info.state), "status": int(info.status)}
+    """State of the NVSwitch fabric: 0 not supported, 1 not started, 2 in progress, 3 completed. The older call goes with CUDA 14."""
+    newer = _FabricV2(version=ctypes.sizeof(_FabricV2) | 2 << 24)
+    for info, call in ((newer, "nvmlDeviceGetGpuFabricInfoV"), (_Fabric(), "nvmlDeviceGetGpuFabricInfo")):
+        last = call == "nvmlDeviceGetGpuFabricInfo"
+        if not hasattr(a.nvml, call):
+            continue
+        # the binding passes on what it gets, and NVML writes through a pointer: the structure itself would crash it
+        if a.ask(f"{name}.fabric" if last else "", call, handle, ctypes.byref(info)) is not None:
+            return {"state": int(info.state), "status": int(info.status)}
+    return None
 
 
 def _pairs(a: _Asker, handles: list[Any]) -> dict[str, dict[str, str]]:
