@@ -144,10 +144,12 @@ def timed(gpus: Cuda, a: int, b: int) -> str:
     pairs: list[tuple[Buffer, Buffer]] = [(gpus.alloc(a, size_B), gpus.alloc(b, size_B)) for _ in range(2)]
     told = []
     for how in HOWS:
-        one = gpus.timed_s(how, pairs[:1], size_B, 4)
-        two = gpus.timed_s(how, pairs, size_B, 4)
-        small = gpus.timed_s(how, pairs[:1], 8, 50) / 50
-        told.append(f"{how} {4 * size_B / one / 1e9:.0f} GB/s, two at once {8 * size_B / two / 1e9:.0f}, 8 B {small * 1e6:.1f} us")
+        one, held = gpus.timed_s(how, pairs[:1], size_B, 4), gpus.timer.held
+        two, held = gpus.timed_s(how, pairs, size_B, 4), held and gpus.timer.held
+        small, held = gpus.timed_s(how, pairs[:1], 8, 50) / 50, held and gpus.timer.held
+        told.append(
+            f"{how} {4 * size_B / one / 1e9:.0f} GB/s, two at once {8 * size_B / two / 1e9:.0f}, 8 B {small * 1e6:.1f} us{'' if held else ', NOT HELD'}"
+        )
     for pair in pairs:
         for memory in pair:
             memory.free()

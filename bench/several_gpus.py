@@ -238,7 +238,7 @@ def matrix(text: str) -> dict[tuple[str, str], str]:
 
 
 def compared(ours: dict[tuple[str, str], str], theirs: dict[tuple[str, str], str]) -> tuple[list[str], int]:
-    """What to say of the two matrices; in how many cells they contradict each other. NVLink is no path of the PCIe tree: told, not counted."""
+    """What to say of the two matrices; in how many cells they contradict each other. NV18/PHB of ours is NV18 of theirs."""
     names = [{row for row, _ in cells} for cells in (ours, theirs)]
     gpus, nics = ([sorted(n for n in of if n.startswith("GPU") is gpu) for of in names] for gpu in (True, False))
     if not ours or not theirs or gpus[0] != gpus[1]:
@@ -255,8 +255,11 @@ def compared(ours: dict[tuple[str, str], str], theirs: dict[tuple[str, str], str
         if row == column or row not in wanted or column not in wanted:
             continue
         mine, its = ours.get((row, column), "-").rstrip("*"), theirs[row, column]
-        if its.startswith("NV"):
-            lines.append(f"{row} {column}: NVLink ({its}); PCIe path in the tree: {mine}")
+        if its.startswith("NV") and mine.partition("/")[0] != its:
+            lines.append(f"{row} {column}: DIFFERS, {mine} with us, NVLink ({its}) with nvidia-smi")
+            wrong += 1
+        elif its.startswith("NV"):
+            same += 1
         elif mine != its:
             lines.append(f"{row} {column}: DIFFERS, {mine} in the tree, {its} with nvidia-smi")
             wrong += 1
@@ -434,7 +437,9 @@ def speeds(links: dict[str, Any], plain: dict[str, float], sums: dict[str, float
     for pair, gbps in plain.items():
         src, dst = map(int, pair.split())
         cells = [(mode, own[src, dst, mode]) for mode in names if (src, dst, mode) in own]
-        told = "  ".join(f"{mode} {s['bw_GBps']:.1f} ({s['bw_GBps'] / gbps:.2f}, {s['size_B'] // MIB} MiB)" for mode, s in cells)
+        told = "  ".join(
+            f"{mode} {s['bw_GBps']:.1f} ({s['bw_GBps'] / gbps:.2f}, {s['size_B'] // MIB} MiB; 8 B {s['lat_us']} us)" for mode, s in cells
+        )
         lines.append(f"  {src} -> {dst}  {gbps:8.1f}  {told or 'check.json has none'}")
     for src, dst, mode in own:
         if not plain and src != dst:
@@ -442,7 +447,8 @@ def speeds(links: dict[str, Any], plain: dict[str, float], sums: dict[str, float
     lines.append("all-reduce, bus GB/s: torch " + (", ".join(f"{size} MiB {gbps:.1f}" for size, gbps in sums.items()) or "not measured"))
     for g in links.get("groups", []):
         if g["bw_GBps"]:
-            beside = f", {g['bw_GBps'] / sums['16']:.2f} of torch's at 16 MiB" if sums.get("16") else ""
+            size = str(g.get("bw_size_B", 0) // MIB)
+            beside = f", {g['bw_GBps'] / sums[size]:.2f} of torch's at {size} MiB" if sums.get(size) else f", {size} MiB"
             lines.append(f"  check: {g['mode']} {g['arm']:16} {g['used']:24} {g['bw_GBps']:.1f}{beside}")
     return lines
 

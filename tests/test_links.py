@@ -13,13 +13,14 @@ import pytest
 from msgspec import Struct, structs
 
 from linkproof.measured import MODES, Card, Case, Counter, Outcome, Probed, Speed, Wrong
-from linkproof.report import check_json
+from linkproof.report import check_json, machine
 from linkproof.report.contract import Report
 from linkproof.report.layout import plain, width_of
 from linkproof.report.links import links_rows
 from linkproof.report.links_json import LinksSaid, links_said
 from linkproof.report.links_self_test import self_test_rows
 from linkproof.report.links_words import kind_words
+from linkproof.report.machine_words import proven_words
 from linkproof.report.say import Teller, catalogue
 from linkproof.report.text import Sheet
 
@@ -61,7 +62,10 @@ def _machine(n: int, change: Change = lambda o: o, counters: tuple[Counter, ...]
     outcomes += [Outcome(Case("atomics", p), "refused", why, lost) for p in pairs]
     outcomes += [_right(Case("chain", (i, (i + 1) % n, (i + 2) % n))) for i in range(n)]
     ranks = tuple(range(n))
-    outcomes += [structs.replace(_right(Case("nccl", ranks, arm=arm)), bw_GBps=14.25, transport=USED[arm.split("/")[0]]) for arm in ARMS]
+    outcomes += [
+        structs.replace(_right(Case("nccl", ranks, arm=arm)), bw_GBps=14.25, bw_size_B=16 << 20, transport=USED[arm.split("/")[0]])
+        for arm in ARMS
+    ]
     absent = "{mode}: not there, or not for these GPUs"
     outcomes += [Outcome(Case(m, ranks), "not_tested", absent, {"mode": m}) for m in ("symm_mem", "nvls", "vllm_allreduce")]
     return Probed(_cards(n), tuple(map(change, outcomes)), (), counters, "cuda", 14.2, 12.4)
@@ -397,7 +401,9 @@ def test_a_link_slower_than_host_memory_is_a_finding_and_is_marked() -> None:
 
 def test_nccl_tells_what_it_was_asked_for_and_what_it_used() -> None:
     text = _text(MACHINES["fine-2"])
-    assert [row.split() for row in text.splitlines() if row.startswith("  shm/Simple")] == [["shm/Simple", "ok", "SHM/direct", "14.2"]]
+    assert [row.split() for row in text.splitlines() if row.startswith("  shm/Simple")] == [
+        ["shm/Simple", "ok", "SHM/direct", "14.2", "(16", "MiB)"]
+    ]
     other = _machine(2, lambda o: structs.replace(o, transport="SHM/direct") if o.case.arm.startswith("p2p") else o)
     assert "SHM/direct*" in _text(other) and "NCCL did not use what it was asked for" in _flat(_text(other))
     assert "NCCL used SHM/direct instead" in _text(other)
@@ -529,3 +535,18 @@ def test_a_clean_run_of_the_self_test_is_called_clean() -> None:
 def test_the_self_test_fits_its_width(width: int) -> None:
     said = _self_test(Result("memory behind the end is overwritten", True, False, "corrupt: overrun, bits", why="overrun"), width=width)
     assert max(map(width_of, said.splitlines())) <= width
+
+
+# ---------------------------------------------------------------- multicast that nobody asked for
+
+
+@pytest.mark.parametrize(("offered", "state", "left"), [
+    (True, "not_tested", True), (True, "verified", False), (False, "not_tested", False), (None, "not_tested", False),
+])  # fmt: skip
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_healthy_does_not_include_a_multicast_that_was_not_tried(offered: bool | None, state: str, left: bool, lang: str) -> None:
+    probed = _machine(2, lambda o: structs.replace(o, state=state) if o.case.mode == "nvls" else o)
+    probed = structs.replace(probed, cards=tuple(structs.replace(c, multicast=offered) for c in probed.cards))
+    links = links_said(probed, lang)
+    words = proven_words("healthy", Teller(lang), machine._multicast_left(links))
+    assert ({"en": "but for NVLink multicast", "zh": "只有 NVLink 组播没有测试"}[lang] in words) == left

@@ -14,6 +14,7 @@ from linkproof.cli import main
 
 EVIDENCE = Path(__file__).parent / "evidence"
 H200 = str(EVIDENCE / "h200-in-a-vm")
+PAIR = EVIDENCE / "h200-nvlink-pair-in-a-vm"
 
 
 def said(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
@@ -32,6 +33,7 @@ def said(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]
         ("acs-away-from-gpus", 3, set()),
         ("idle-links", 3, set()),
         ("h200-in-a-vm", 3, set()),
+        ("h200-nvlink-pair-in-a-vm", 3, set()),
     ],
 )
 def test_a_mechanism_that_stands_is_a_risk_and_nothing_else_is(
@@ -60,6 +62,73 @@ def test_a_real_h200_in_a_vm_is_read_as_it_is(capsys: pytest.CaptureFixture[str]
     assert code == 3 and "1 x NVIDIA H200" in out and "driver 580.159.04" in out and "nothing was measured" in out
     report = json.loads(said(capsys, "check", "--from", H200, "--format", "json")[1])
     assert report["risks"] == [] and report["paths"] == [], "one GPU has no path to another"
+
+
+def pair_with(tmp_path: Path, without: tuple[str, ...] = (), link0: dict[str, int] | None = None) -> str:
+    """The recorded pair, with other counters of the first link of its first card, or without some sources."""
+    manifest = json.loads((PAIR / "manifest.json").read_bytes())
+    manifest["entries"] = [e for e in manifest["entries"] if e["key"] not in without]
+    for e in manifest["entries"]:
+        if e["key"] == "run linkproof-nvml":
+            nvml = json.loads(e["data"])
+            nvml["gpus"][0]["nvlinks"]["0"].update(link0 or {})
+            e["data"] = json.dumps(nvml)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("counts", "code"), [({}, 3), ({"crc_data": 100_000}, 3), ({"crc_flit": 12}, 3), ({"replay": 1}, 1), ({"recovery": 1}, 1)]
+)
+def test_checksum_counts_of_a_healthy_nvlink_are_no_risk_and_one_replay_or_recovery_is(
+    counts: dict[str, int], code: int, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    got, out, _ = said(capsys, "check", "--from", pair_with(tmp_path, link0=counts), "--format", "json")
+    assert got == code and [r["id"] for r in json.loads(out)["risks"]] == ["nvlink_fault"] * (code == 1)
+
+
+NVML, TOPO_M = "run linkproof-nvml", "run nvidia-smi topo -m"
+
+
+@pytest.mark.parametrize(
+    ("without", "cell", "joined", "plan"),
+    [
+        ((), "NV18/PHB", (True, 18), "P2P"),
+        ((NVML,), "NV18/PHB", (True, 18), "P2P"),
+        ((TOPO_M,), "NV18/PHB", (True, 18), "P2P"),
+        ((NVML, TOPO_M), "PHB", (None, 0), "unknown"),
+    ],
+)  # fmt: skip
+def test_nvlink_is_told_from_either_source_and_not_read_is_not_none(
+    without: tuple[str, ...], cell: str, joined: tuple[bool | None, int], plan: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    at = pair_with(tmp_path, without)
+    code, out, _ = said(capsys, "topo", "--from", at)
+    row = next(line.split() for line in out.splitlines() if line.startswith("GPU0"))
+    assert code == 0 and row == ["GPU0", "X", cell, "PHB"]
+    assert ("was not read" in out) is (joined[0] is None)
+    (path,) = json.loads(said(capsys, "topo", "--from", at, "--format", "json")[1])["paths"]
+    assert (path["smi"], path["nvlink"], path["nvlinks"], path["nccl_default"]) == ("PHB", *joined, plan)
+
+
+def test_what_nccl_took_on_the_recorded_pair_is_what_is_planned_and_its_healthy_log_accuses_nobody(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two ranks, sums and messages right. P2P/CUMEM is peer access over memory of the virtual memory API."""
+    log = (PAIR / "nccl.txt").read_text(encoding="utf-8")
+    assert {line.rpartition(" via ")[2] for line in log.splitlines() if " via " in line} == {"P2P/CUMEM"}
+    assert "GPU 0-1: P2P: NVLink joins the two" in said(capsys, "topo", "--from", str(PAIR))[1]
+    for files in (["nccl.txt"], ["nccl.txt", "nccl_topo.xml"]):
+        report = json.loads(said(capsys, "explain", *(str(PAIR / f) for f in files), "--format", "json")[1])
+        assert report["verdict"] == "cannot_tell"
+        assert [c["id"] for c in report["causes"] if c["class"] == "fabric" or c["confidence"] >= 0.1] == []
+
+
+def test_a_hidden_tree_still_leads_on_that_pair_where_something_is_slow(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    seen = tmp_path / "seen.yaml"
+    seen.write_text("- {check: collective, engine: nccl, result: slow}\n", encoding="utf-8")
+    out = said(capsys, "explain", str(PAIR / "nccl_topo.xml"), "--observations", str(seen), "--format", "json")[1]
+    assert json.loads(out)["causes"][0]["id"] == "vm_topology_missing"
 
 
 def test_the_tree_marks_the_ports_that_redirect(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec import structs
 
+from linkproof.causes.reading import Reading
 from linkproof.diagnose.consumers import consumers
-from linkproof.measured import Counter, Wrong
+from linkproof.diagnose.weigh import weigh_all
+from linkproof.measured import Case, Counter, Outcome, Wrong
 from linkproof.model import Collective, Consumer, Copy, Event, Gpu, KernelLog, Pairs, PeerAccess, Platform, Setting, Source, Topo
+from linkproof.report.links_json import links_said
 from linkproof.routes import table
 from measured_machine import PAIR_MODES, Changes, both, confidence, diagnosed, facts, iommu, leads, machine, switches, wrong
 
@@ -65,13 +69,41 @@ def test_counters_that_rose_are_facts_and_those_that_did_not_are_none() -> None:
     assert not only(KernelLog, facts(machine(2, counters=still))) + only(Event, facts(machine(2, counters=still)))
     rose = (
         Counter("AER correctable", "0000:10:00.0", "7", "19"), Counter("AER fatal", "0000:10:00.0", "0", "1"), Counter("AER nonfatal", "a", "0", "1"),
-        Counter("PCIe replay", "GPU 0", "1", "90"), Counter("NVLink CRC", "GPU 0 link 3", "0", "4"), Counter("link width", "0000:11:00.0", "16", "8"),
+        Counter("PCIe replay", "GPU 0", "1", "90"), Counter("NVLink replay", "GPU 0 link 3", "0", "4"), Counter("link width", "0000:11:00.0", "16", "8"),
         Counter("kernel log", "", "old", "old\nNVRM: Xid (PCI:0000:10:00): 79, GPU has fallen off the bus."),
     )  # fmt: skip
     found = facts(machine(2, counters=rose))
     assert {(f.fact, f.count) for f in only(KernelLog, found)} >= {("aer_corrected", 12), ("aer_fatal", 1), ("xid", 1)}
     assert {f.kind for f in only(Event, found)} >= {"pcie_replays", "link_downgraded", "aer_seen"}
-    assert only(Gpu, found, fact="nvlink_errors")[0].value == "GPU 0 link 3 NVLink CRC: +4"
+    assert only(Gpu, found, fact="nvlink_errors")[0].value == "GPU 0 link 3 NVLink replay: +4"
+
+
+@pytest.mark.parametrize(
+    ("name", "rose", "took_s", "fact"),
+    [
+        ("NVLink CRC", 3000, 30.0, "nvlink_errors"), ("NVLink CRC", 60, 30.0, "nvlink_crc"), ("NVLink CRC", 10**6, 0.0, "nvlink_crc"),
+        ("NVLink replay", 1, 30.0, "nvlink_errors"), ("NVLink recovery", 1, 0.0, "nvlink_errors"),
+    ],
+)  # fmt: skip
+def test_checksum_errors_are_a_fault_from_100_a_second_on_and_a_replay_always_is(name: str, rose: int, took_s: float, fact: str) -> None:
+    counter = Counter(name, "GPU 0 link 3", "5", str(5 + rose))
+    probed = machine(2, counters=(counter,), took_s=took_s)
+    assert [f.fact for f in only(Gpu, facts(probed)) if f.fact.startswith("nvlink")] == [fact]
+    weighed, _ = weigh_all(Reading(facts(probed)))
+    signs = [s for w in weighed if w.id == "nvlink_fault" for s in w.signs if s.speaks_for]
+    assert [s.stands for s in signs] == [fact == "nvlink_errors"]
+    said = links_said(probed, "en").counters
+    assert [c.worrying for c in said] == [fact == "nvlink_errors"]
+
+
+def test_a_few_checksum_errors_on_the_way_of_a_failing_pair_do_not_accuse_its_link() -> None:
+    def counted(rose: int) -> Pairs | None:
+        counters = (Counter("NVLink CRC", "GPU 0 link 3", "0", str(rose)),)
+        return pairs_of("counted", machine(3, change=wrong(*both((0, 1))), counters=counters, took_s=30.0))
+
+    few, many = counted(60), counted(3000)
+    assert few is None or not few.failing_with
+    assert many is not None and many.failing_with == 2
 
 
 def test_the_same_measurements_give_the_same_facts() -> None:
@@ -274,6 +306,33 @@ def _engines(**more: Any) -> dict[str, Consumer]:
 
 def test_all_engines_are_safe_where_all_is_proven() -> None:
     assert set(_engines().values()) == {Consumer("safe")} and len(_engines()) == 6
+
+
+def _with_multicast(gpus: int, nvls: str = "", offered: bool | None = True, capability: str = "9.0", **args: str) -> dict[str, Consumer]:
+    """nvls: its state, "" if it was not tried."""
+    probed = machine(gpus)
+    found = (Outcome(Case("nvls", tuple(range(gpus))), nvls, "why" if nvls != "verified" else "", args),) if nvls else ()
+    cards = tuple(structs.replace(c, multicast=offered, capability=capability) for c in probed.cards)
+    return consumers(None, table(structs.replace(probed, cards=cards, outcomes=probed.outcomes + found)))
+
+
+def test_an_engine_that_uses_multicast_is_not_called_safe_where_it_was_not_tested() -> None:
+    unknown = Consumer("unknown", (), ("nvls",))
+    for nvls in ("", "not_tested"):
+        said = _with_multicast(4, nvls)
+        assert said["vllm"] == unknown and {c.state for e, c in said.items() if e != "vllm"} == {"safe"}
+    assert _with_multicast(8, capability="10.0")["vllm"] == unknown
+    assert _with_multicast(4, "not_tested", setting="NCCL_NVLS_ENABLE=0")["vllm"] == unknown, "that binds NCCL, not torch"
+    assert _with_multicast(4, "verified")["vllm"] == Consumer("safe")
+    bad = _with_multicast(4, "corrupt")
+    assert "VLLM_ALLREDUCE_USE_SYMM_MEM=0" in bad["vllm"].settings and bad["vllm"].modes == ("nvls",)
+
+
+def test_where_multicast_is_not_there_or_not_used_its_absence_weakens_no_verdict() -> None:
+    safe = {Consumer("safe")}
+    assert set(_with_multicast(4, offered=None).values()) == set(_with_multicast(8, "not_tested", offered=False).values()) == safe
+    assert set(_with_multicast(2).values()) == set(_with_multicast(4, capability="10.0").values()) == safe
+    assert set(_with_multicast(8, "not_tested", setting="TORCH_SYMM_MEM_DISABLE_MULTICAST=1").values()) == safe
 
 
 def test_wrong_copies_leave_transformers_without_a_switch() -> None:

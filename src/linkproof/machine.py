@@ -125,8 +125,9 @@ def _env(options: Namespace, lang: str, show: Callable[[str | Iterable[Row]], No
 
 def _topo(checked: Checked, options: Namespace, lang: str, show: Callable[[str | Iterable[Row]], None]) -> int:
     from linkproof.parse.nccl_plan import pair_plans
+    from linkproof.parse.topology import joined
     from linkproof.report.machine import as_json, machine_report
-    from linkproof.report.topo import draw_matrix, draw_nccl, draw_tree, to_xml
+    from linkproof.report.topo import draw_matrix, draw_nccl, draw_tree, matrix_legend, to_xml
 
     t = Teller(lang)
     if options.format == "json":
@@ -138,10 +139,11 @@ def _topo(checked: Checked, options: Namespace, lang: str, show: Callable[[str |
         show([[Piece(t("There is no tree to draw: {why}", why=why), "open")]])
         return CANNOT_TELL
     else:
-        lines = [*draw_tree(checked.tree, {}, checked.modes, t), "", *draw_matrix(checked.tree)]
-        legend = t("paths as nvidia-smi names them; * the ports where the way turns redirect peer traffic up (ACS)")
+        nvlinks = joined(checked.tree, checked.diagnosis.facts)
+        lines = [*draw_tree(checked.tree, {}, checked.modes, t), "", *draw_matrix(checked.tree, nvlinks)]
+        legend = matrix_legend(checked.tree, nvlinks, t)
         chosen = draw_nccl(checked.tree, pair_plans(checked.tree, checked.diagnosis.facts, checked.cpu_vendor), t)
-        rows: list[Row] = [*([Piece(line)] for line in lines), [], [Piece(legend, "quiet")]]
+        rows: list[Row] = [*([Piece(line)] for line in lines), [], *([Piece(line, "quiet")] for line in legend)]
         show([*rows, *([[], *([Piece(line)] for line in chosen)] if chosen else [])])
     return HEALTHY
 

@@ -53,7 +53,7 @@ MODES: dict[str, Mode] = {
         Mode("nccl", "NCCL: send/recv, all-reduce, all-gather, broadcast", "", scope="group"),
         Mode("nccl_diag", "NCCL's own diagnostics (from 2.31)", "", nvidia=True, scope="group"),
         Mode("symm_mem", "torch symmetric memory", "", nvidia=True, scope="group"),
-        Mode("nvls", "NVLink multicast (NVLS)", "", nvidia=True, scope="group"),
+        Mode("nvls", "NVLink multicast (NVLS)", "", nvidia=True, scope="group", level="deep"),
         Mode("vllm_allreduce", "vLLM's own all-reduce", "", nvidia=True, scope="group"),
         Mode("sglang_allreduce", "SGLang's own all-reduce", "", nvidia=True, scope="group"),
     )
@@ -81,7 +81,10 @@ class Case(Struct, frozen=True):
 
 
 class Card(Struct, frozen=True):
-    """One GPU as the process sees it. bdf: PCI address with domain, lower case, "" if not known. busy: who else uses it, "" nobody."""
+    """One GPU as the process sees it. bdf: PCI address with domain, lower case, "" if not known. busy: who else uses it, "" nobody.
+
+    multicast: the driver offers NVLink multicast on it; None if that is not known.
+    """
 
     index: int
     name: str
@@ -90,6 +93,7 @@ class Card(Struct, frozen=True):
     memory_B: int = 0
     capability: str = ""  # "9.0"; AMD: gfx name
     busy: str = ""
+    multicast: bool | None = None
 
 
 # ---------------------------------------------------------------- what came back
@@ -114,7 +118,13 @@ class Wrong(Struct, frozen=True):
 
 
 class Speed(Struct, frozen=True):
-    """Of one ordered pair and mode, warm clocks. GBps and us are medians; spread: (slowest, fastest). load as in Case."""
+    """Of one ordered pair and mode, warm clocks, by the GPU's clock. GBps and us are medians; spread: (slowest, fastest). load as in Case.
+
+    bw_GBps: what the link carries: size_B over the time of one of several transfers in a row, all asked for before the first begins, and so
+             large that what a transfer costs whatever its size is 3 % of its time at most (where memory allows).
+    lat_us:  the time of one transfer of 8 bytes, of several in a row, each begun when the one before has ended. Neither holds the time that a
+             program needs to ask for a transfer.
+    """
 
     src: int
     dst: int
@@ -134,7 +144,7 @@ class Outcome(Struct, frozen=True):
     bad_rounds: those that arrived wrong. smallest_bad_B, largest_ok_B: sizes, 0 if there are none.
     verified_B: bytes compared in all. `slow` is right data, slower than `against_GBps` by more than it may be.
     transport: what NCCL says it used: "P2P/CUMEM", "SHM", "NET/Socket"; "" if not a collective or not told.
-    speed: measured in the same breath, None if not.
+    speed: measured in the same breath, None if not. bw_GBps: of a collective, its bus bandwidth with bw_size_B on each rank; of `slow`, as told.
     """
 
     case: Case
@@ -151,6 +161,7 @@ class Outcome(Struct, frozen=True):
     verified_B: int = 0
     took_s: float = 0.0
     bw_GBps: float | None = None
+    bw_size_B: int = 0
     against_GBps: float | None = None
     transport: str = ""
     op: str = ""
@@ -164,6 +175,22 @@ class Counter(Struct, frozen=True):
     where: str  # BDF, "GPU 0", "GPU 0 link 3"
     before: str | None
     after: str | None
+
+
+NVLINK_CRC = "NVLink CRC"
+CRC_MATTERS_PER_S = (
+    100.0  # such packets are sent again; the limit is that of DCGM (dcgm_gpu_hardware_limits.h), which asks the driver's makers
+)
+
+
+def few_crc(counter: Counter, took_s: float) -> bool:
+    """NVLink checksum errors that rose during the traffic, and by less a second than matters. took_s 0: the time is not known, which
+    accuses nobody."""
+    before, after = counter.before or "", counter.after or ""
+    if counter.name != NVLINK_CRC or not (before.isdecimal() and after.isdecimal() and len(after) < 20):
+        return False
+    rose = int(after) - int(before)
+    return rose > 0 and not (took_s > 0 and rose >= CRC_MATTERS_PER_S * took_s)
 
 
 class Probed(Struct, frozen=True):

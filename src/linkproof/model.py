@@ -186,10 +186,11 @@ PAIR_WORDS = {
 
 
 class Topo(Fact, frozen=True, kw_only=True):
-    """path: PIX PXB PHB NODE SYS NV XGMI. pairs: all | some | "0-1"."""
+    """path: PIX PXB PHB NODE SYS NV XGMI. pairs: all | some | "0-1". links: how many NVLinks join the two, 0 if none or not told."""
 
     path: str
     pairs: str = "all"
+    links: int = 0
 
 
 class Platform(Fact, frozen=True, kw_only=True):

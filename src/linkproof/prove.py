@@ -8,6 +8,7 @@ Raises:  UsageError for a pair that is not there. Whatever a GPU does is an outc
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +20,7 @@ from msgspec import structs
 
 from linkproof.errors import UsageError
 from linkproof.measured import Card, Case, Outcome, Probed
-from linkproof.probe import counters
+from linkproof.probe import counters, multicast
 from linkproof.probe.collectives.nccl_said import arms
 from linkproof.probe.nvml_counters import Row
 from linkproof.probe.plan import Plan, Planned, Wish, effort, plan
@@ -58,7 +59,7 @@ def planned(cards: Sequence[Card], backend: str, wish: Wish, nccl: tuple[int, ..
     nccl = nccl or (SIMULATED_NCCL if backend == "virtual" else nccl_version())
     absent = [mode for mode, package in ENGINES.items() if find_spec(package) is None]
     absent += [] if nccl is None or nccl >= DIAGNOSTICS_FROM else ["nccl_diag"]
-    return plan(cards, backend, arms(len(cards), nccl, wish.deep), wish, absent)
+    return plan(cards, backend, arms(len(cards), nccl, wish.deep), wish, absent, multicast.switched_off(os.environ))
 
 
 def prove(devices: str, wish: Wish, tell: Told = lambda done, of, case: None) -> Probed:

@@ -15,6 +15,7 @@ from linkproof.collect.host import Recorded
 from linkproof.facts import facts_from
 from linkproof.model import Acs, Event, Fact, Iommu, KernelLog
 from linkproof.parse.pci_tree import PciTree
+from linkproof.parse.topology import joined
 from linkproof.report.topo import draw_matrix
 
 from .build import Machine
@@ -43,7 +44,7 @@ def said(fact: Fact) -> str:
 
 def lines(name: str) -> str:
     facts, tree = replay(name)
-    return "\n".join([*draw_matrix(tree), "", *(words for fact in facts if (words := said(fact)))]) + "\n"
+    return "\n".join([*draw_matrix(tree, joined(tree, facts)), "", *(words for fact in facts if (words := said(fact)))]) + "\n"
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -125,7 +126,9 @@ def test_a_live_tree_of_files_says_what_its_drawing_says(tmp_path: Path) -> None
     assert isinstance(drawn, Machine) and len(live.pci.functions) == 32
 
 
-@pytest.mark.parametrize("machine", ["acs-away-from-gpus", "idle-links", "one-gpu-in-a-vm", "qemu-iommu-off", "xeon-phi-no-root"])
+@pytest.mark.parametrize(
+    "machine", ["acs-away-from-gpus", "h200-nvlink-pair-in-a-vm", "idle-links", "one-gpu-in-a-vm", "qemu-iommu-off", "xeon-phi-no-root"]
+)
 def test_a_machine_on_which_no_mechanism_stands_has_no_risk_and_is_not_called_healthy(machine: str) -> None:
     checked = check(Recorded(unpack((HERE / machine / "manifest.json").read_bytes(), machine)))
     assert checked.risks == () and checked.diagnosis.verdict == "cannot_tell"

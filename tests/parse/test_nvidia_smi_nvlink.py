@@ -54,6 +54,16 @@ def test_counters_above_zero_are_errors_and_zeros_are_none() -> None:
     assert not [fact for fact in of(Gpu, ERRORS.format(0)) if fact.fact]
 
 
+def test_checksum_errors_are_told_apart_from_replays_and_recoveries() -> None:
+    words = "GPU 0: NVIDIA H100 (UUID: GPU-1)\n\t Link 0: Replay Errors: {0}\n\t Link 0: CRC Errors: 7\n\t Link 1: CRC FLIT Errors: 2"
+    crc = ("nvlink_crc", "GPU 0 link 0: CRC Errors 7; link 1: CRC FLIT Errors 2")
+    assert [(fact.fact, fact.value) for fact in of(Gpu, words.format(0)) if fact.fact] == [crc]
+    assert [(fact.fact, fact.value) for fact in of(Gpu, words.format(1)) if fact.fact] == [
+        ("nvlink_errors", "GPU 0 link 0: Replay Errors 1"),
+        crc,
+    ]
+
+
 def test_corrected_symbols_are_no_errors_of_new_links() -> None:
     words = (
         "GPU 0: NVIDIA B200 (UUID: GPU-1)\n Link 0: Symbol Errors: 9412\n Link 0: Raw BER: 12\n Link 0: Link recovery successful events: 2"

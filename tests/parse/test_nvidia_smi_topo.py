@@ -23,6 +23,11 @@ def test_every_pair_gets_its_path_and_any_number_of_links_is_nvlink() -> None:
     assert paths(TABS + LEGEND) == {"0-1": "NV", "0-2": "SYS", "0-3": "SYS", "1-2": "SYS", "1-3": "SYS", "2-3": "NV"}
 
 
+def test_the_number_of_links_is_kept_and_a_path_over_pcie_has_none() -> None:
+    assert {fact.pairs: fact.links for fact in of(Topo, TABS) if fact.path == "NV"} == {"0-1": 12, "2-3": 12}
+    assert {fact.links for fact in of(Topo, TABS) if fact.path != "NV"} == {0}
+
+
 def test_the_column_of_a_network_card_is_no_gpu() -> None:
     assert "0-4" not in paths(TABS)
 

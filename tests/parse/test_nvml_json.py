@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from linkproof.errors import ParseError
-from linkproof.model import Event, Fact, Gpu, PeerAccess, Platform, Source, Versions
+from linkproof.model import Event, Fact, Gpu, PeerAccess, Platform, Source, Topo, Versions
 from linkproof.parse import nvml_json, read
 from linkproof.parse.clean import clean
 
@@ -72,6 +72,19 @@ def test_one_link_down_beside_others_is_down_and_a_card_without_a_bridge_is_not(
     assert signs({"gpus": [card(nvlinks={"0": {"active": True, "replay": 4}})]}) == ["nvlink_errors"]
 
 
+@pytest.mark.parametrize(
+    ("counts", "sign"),
+    [
+        ({"replay": 1}, ["nvlink_errors"]), ({"recovery": 1}, ["nvlink_errors"]), ({"crc_flit": 9}, ["nvlink_crc"]), ({"crc_data": 442}, []),
+        ({"recovery": 1, "crc_flit": 9, "crc_data": 3}, ["nvlink_errors", "nvlink_crc"]),
+    ],
+)  # fmt: skip
+def test_replays_and_recoveries_are_errors_checksums_a_count_of_their_own_and_lanes_say_nothing(
+    counts: dict[str, int], sign: list[str]
+) -> None:
+    assert signs({"gpus": [card(nvlinks={"0": {"active": True, **counts}})]}) == sign
+
+
 @pytest.mark.parametrize(("fabric", "ready"), [((0, 0), True), ((1, 0), False), ((2, 0), False), ((3, 0), True), ((3, 999), False)])
 def test_a_fabric_that_is_not_completed_is_not_ready(fabric: tuple[int, int], ready: bool) -> None:
     found = events({"gpus": [card(fabric={"state": fabric[0], "status": fabric[1]})]})
@@ -95,6 +108,25 @@ def test_peer_access_is_what_the_pairs_say(answers: list[str], claimed: str, sta
 
 def test_pairs_of_unknown_state_and_one_gpu_claim_nothing() -> None:
     assert not [f for f in facts({"gpus": [card()], "p2p": {"read": {}, "write": {"0-1": "U"}}}) if isinstance(f, PeerAccess)]
+
+
+def joined(cards: int, status: str = "OK", active: int = 4) -> dict[str, int]:
+    links = {str(n): {"active": n < active} for n in range(6)}
+    pairs = {f"{i}-{j}": status for i in range(cards) for j in range(cards) if i != j}
+    said = {"gpus": [card(i, nvlinks=links) for i in range(cards)], "p2p": {"nvlink": pairs}}
+    assert all(f.path == "NV" for f in facts(said) if isinstance(f, Topo))
+    return {f.pairs: f.links for f in facts(said) if isinstance(f, Topo)}
+
+
+def test_nvlink_joins_two_cards_by_all_their_links_and_among_more_the_number_is_not_told() -> None:
+    assert joined(2) == {"0-1": 4, "all": 0}
+    assert joined(3) == {"0-1": 0, "0-2": 0, "1-2": 0, "all": 0}
+
+
+def test_nvlink_that_the_driver_refuses_or_that_is_down_joins_nobody() -> None:
+    assert joined(2, status="NS") == {} == joined(2, active=0)
+    some = {"gpus": [card(i, nvlinks={"0": {"active": True}}) for i in range(3)], "p2p": {"nvlink": {"0-1": "OK", "0-2": "CNS"}}}
+    assert [f.pairs for f in facts(some) if isinstance(f, Topo)] == ["0-1"]
 
 
 def test_a_card_in_a_guest_says_so() -> None:

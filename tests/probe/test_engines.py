@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -173,3 +174,20 @@ def test_multicast_stays_off_unless_it_is_what_is_tried() -> None:
     assert engines.engine_env(Case("symm_mem", (0, 1))) == {"TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
     assert engines.engine_env(Case("symm_mem", (0, 0)))["TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"] == "1"
     assert "TORCH_SYMM_MEM_DISABLE_MULTICAST" not in engines.engine_env(Case("nvls", (0, 1)))
+
+
+@pytest.mark.parametrize("setting", ["TORCH_SYMM_MEM_DISABLE_MULTICAST=1", "NCCL_NVLS_ENABLE=0"])
+def test_multicast_that_the_environment_switches_off_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+    monkeypatch.setenv(*setting.split("="))
+    told = groups.member(Case("nvls", (0, 1)), Setup("cuda", 1), 0, 2, str(tmp_path))
+    assert (told.state, told.args) == ("not_tested", {"setting": setting}) and "switched off" in told.why
+    assert not list(tmp_path.iterdir()), "nothing was begun"
+
+
+def test_multicast_that_is_not_offered_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCH_SYMM_MEM_DISABLE_MULTICAST", "NCCL_NVLS_ENABLE"):
+        monkeypatch.delenv(name, raising=False)
+    module = SimpleNamespace(_SymmetricMemory=SimpleNamespace(has_multicast_support=lambda kind, gpu: False))
+    monkeypatch.setitem(sys.modules, "torch._C._distributed_c10d", module)
+    told = groups.member(Case("nvls", (0, 1)), Setup("cuda", 1), 0, 2, str(tmp_path))
+    assert (told.state, told.why) == ("not_tested", "GPU and driver offer no NVLink multicast")

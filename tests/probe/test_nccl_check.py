@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,26 @@ def test_a_clean_run_is_verified_on_every_rank(tmp_path: Path, members: int) -> 
     assert {o.state for o in told.values()} == {"verified"}
     per_round = (members - 1) + 1 + 1 + members
     assert all(o.rounds == 5 * 8 * per_round for o in told.values())  # 8, 256, 4080, 8192, 65536 bytes
-    assert all(o.verified_B > 100_000 and o.bw_GBps and o.transport == "gloo" and o.bad_rounds == 0 for o in told.values())
+    assert all(
+        o.verified_B > 100_000 and o.bw_GBps and o.bw_size_B == 65536 and o.transport == "gloo" and o.bad_rounds == 0 for o in told.values()
+    )
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_the_time_of_an_all_reduce_is_between_two_marks_behind_one_that_is_not_timed(monkeypatch: pytest.MonkeyPatch, held: bool) -> None:
+    done: list[str] = []
+    marks = iter(("first", "last"))
+
+    def mark(enable_timing: bool) -> Any:
+        name = next(marks)
+        return SimpleNamespace(record=lambda: done.append(name), elapsed_time=lambda last: 12.0)
+
+    monkeypatch.setattr(torch.cuda, "Event", mark)
+    monkeypatch.setattr(torch.cuda, "_sleep", (lambda turns: done.append("hold")) if held else None)
+    monkeypatch.setattr(dist, "all_reduce", lambda data: done.append("all_reduce"))
+    gang = SimpleNamespace(sync=lambda: done.append("sync"), device=SimpleNamespace(type="cuda"))
+    assert nccl_check._seconds(gang, torch.zeros(1), 3) == pytest.approx(0.004)  # type: ignore[arg-type]
+    assert done == ["sync", *(["hold"] if held else []), "all_reduce", "first", *["all_reduce"] * 3, "last", "sync"]
 
 
 def _after(

@@ -7,9 +7,10 @@ from itertools import permutations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from linkproof.errors import UsageError
-from linkproof.measured import MODES, Card, Case
+from linkproof.measured import MODES, Card, Case, Outcome
 from linkproof.probe.collectives.nccl_said import arms
 from linkproof.probe.plan import CHAINS_MOST, MANY_PAIRS, START_S, UNDER_LOAD, Plan, Wish, effort, plan
 from linkproof.probe.setup import OWN_PROCESSES, SIZES_B, MiB
@@ -34,6 +35,11 @@ def cases(p: Plan, mode: str, load: str = "alone") -> list[tuple[int, ...]]:
     return [job.case.gpus for job in p.jobs if (job.case.mode, job.case.load) == (mode, load)]
 
 
+def left(p: Plan) -> list[Outcome]:
+    """What is left out, but for multicast, which nobody asked for."""
+    return [o for o in p.left_out if o.case.mode != "nvls"]
+
+
 @given(st.integers(2, 16), st.booleans())
 @settings(max_examples=30, deadline=None)
 def test_every_ordered_pair_and_mode_is_tried_once_whatever_the_number_of_gpus(n: int, deep: bool) -> None:
@@ -47,7 +53,7 @@ def test_every_ordered_pair_and_mode_is_tried_once_whatever_the_number_of_gpus(n
         assert cases(p, how, "both_ways") == [(a, b) for a, b in pairs if a < b]
         assert cases(p, how, "all") == ([tuple(range(n))] if n > 2 else [])
     every = [job.case for job in p.jobs]
-    assert len({repr(case) for case in every}) == len(every) and p.left_out == ()
+    assert len({repr(case) for case in every}) == len(every) and left(p) == []
     chains = cases(p, "chain")
     assert len(chains) == (n if deep else min(n, CHAINS_MOST)) and all(a != b != c for a, b, c in chains)
 
@@ -81,10 +87,10 @@ def test_the_control_comes_first_and_what_runs_alone_before_what_runs_at_once() 
 def test_a_busy_gpu_is_left_alone_with_the_reason_and_force_takes_it() -> None:
     p = made(4, busy=(2,))
     assert all(2 not in job.case.gpus for job in p.jobs) and sorted(cases(p, "push")) == sorted(permutations((0, 1, 3), 2))
-    (left,) = p.left_out
-    assert (left.case.gpus, left.state, left.args) == ((2, 2), "not_tested", {"gpu": "2", "by": "python (pid 7)"}) and "--force" in left.why
+    (busy,) = left(p)
+    assert (busy.case.gpus, busy.state, busy.args) == ((2, 2), "not_tested", {"gpu": "2", "by": "python (pid 7)"}) and "--force" in busy.why
     forced = made(4, Wish(force=True), busy=(2,))
-    assert forced.left_out == () and sorted(cases(forced, "push")) == sorted(permutations(range(4), 2))
+    assert left(forced) == [] and sorted(cases(forced, "push")) == sorted(permutations(range(4), 2))
 
 
 def test_nothing_is_planned_where_all_are_busy_and_each_says_so() -> None:
@@ -115,7 +121,54 @@ def test_a_pair_that_is_not_there_is_refused(pair: tuple[int, int]) -> None:
 def test_one_gpu_is_tried_with_itself_and_as_two_processes() -> None:
     p = made(1)
     assert {job.case.gpus for job in p.jobs} == {(0, 0)} and cases(p, "chain") == [] and not any(job.case.load != "alone" for job in p.jobs)
-    assert {job.case.mode for job in p.jobs} == set(MODES) - {"chain"}
+    assert {job.case.mode for job in p.jobs} == set(MODES) - {"chain", "nvls"}
+
+
+# ---------------------------------------------------------------- NVLink multicast: only if asked for
+
+
+def multicast(p: Plan) -> tuple[int, list[tuple[str, dict[str, str]]]]:
+    """(how often it is tried, why it is not)"""
+    return len(cases(p, "nvls")), [(o.why, o.args) for o in p.left_out if o.case.mode == "nvls"]
+
+
+@pytest.mark.parametrize("n", [1, 2, 8])
+def test_multicast_is_tried_only_if_it_was_asked_for_and_else_it_says_how_to_ask(n: int) -> None:
+    for wish in (Wish(), Wish(force=True), Wish(pairs=((0, 1),) if n > 1 else ())):
+        tried, ((why, args),) = multicast(made(n, wish))
+        assert not tried and args == {} and "--deep or --mode nvls" in why and "killed" in why
+    for wish in (Wish(deep=True), Wish(modes=("nvls",)), Wish(modes=("push", "nvls"))):
+        assert multicast(made(n, wish)) == (1, [])
+    assert multicast(made(n, Wish(modes=("push",)))) == (0, []) == multicast(made(n, Wish(), backend="virtual"))
+
+
+@pytest.mark.parametrize("wish", [Wish(), Wish(deep=True), Wish(modes=("nvls",))])
+def test_multicast_that_is_switched_off_or_not_offered_is_not_tried_asked_for_or_not(wish: Wish) -> None:
+    off = plan(cards(2), "cuda", ARMS, wish, (), "NCCL_NVLS_ENABLE=0")
+    assert multicast(off) == (0, [("NVLink multicast is switched off here: {setting}", {"setting": "NCCL_NVLS_ENABLE=0"})])
+    for offered, said in ((False, "GPU and driver offer no NVLink multicast"), (True, ""), (None, "")):
+        these = [structs.replace(c, multicast=offered if c.index == 1 else True) for c in cards(2)]
+        tried, whys = multicast(plan(these, "cuda", ARMS, wish))
+        assert (tried, [why for why, _ in whys]) == (0, [said]) if said else tried == (wish != Wish())
+
+
+@pytest.mark.parametrize(
+    ("env", "off"),
+    [
+        ({}, ""),
+        ({"TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}, "TORCH_SYMM_MEM_DISABLE_MULTICAST=1"),
+        ({"NCCL_NVLS_ENABLE": "0"}, "NCCL_NVLS_ENABLE=0"),
+        ({"TORCH_SYMM_MEM_DISABLE_MULTICAST": "0", "NCCL_NVLS_ENABLE": "1"}, ""),
+        ({"TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NCCL_NVLS_ENABLE": "0"}, "TORCH_SYMM_MEM_DISABLE_MULTICAST=1"),
+    ],
+)
+def test_the_setting_that_switches_multicast_off_is_named(env: dict[str, str], off: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCH_SYMM_MEM_DISABLE_MULTICAST", "NCCL_NVLS_ENABLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    tried, whys = multicast(planned(cards(2), "cuda", Wish(modes=("nvls",))))
+    assert (tried, [args["setting"] for _, args in whys]) == ((0, [off]) if off else (1, []))
 
 
 def test_no_gpu_no_plan() -> None:

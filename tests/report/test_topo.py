@@ -8,9 +8,11 @@ from evidence.build import Machine
 from evidence.drawn import DRAWN, many
 from evidence.nccl import gpus_of_xml
 from linkproof.collect.pci import read_pci
+from linkproof.model import Source, Topo
 from linkproof.parse.pci_tree import PciTree, tree
+from linkproof.parse.topology import joined
 from linkproof.report.say import Teller
-from linkproof.report.topo import draw_matrix, draw_tree, to_xml
+from linkproof.report.topo import draw_matrix, draw_tree, matrix_legend, to_xml
 
 
 def of(m: Machine) -> PciTree:
@@ -88,6 +90,53 @@ def test_the_matrix_is_symmetric_and_marks_redirected_pairs() -> None:
     assert len(cells) == 16
     assert all(cells[i][j] == cells[j][i] for i in range(16) for j in range(16))
     assert {cell for row in cells for cell in row} == {"X", "PIX*", "NODE", "SYS"}
+
+
+def pair(*facts: Topo) -> tuple[list[str], list[str]]:
+    m = Machine()
+    for bus in (1, 2):
+        m.gpu(m.port("pci0000:00", f"0000:00:0{bus}.0"), f"0000:0{bus}:00.0")
+    m.nic(m.port("pci0000:00", "0000:00:03.0"), "0000:03:00.0")
+    found = of(m)
+    nvlinks = joined(found, facts)
+    english, chinese = (matrix_legend(found, nvlinks, Teller(lang)) for lang in ("en", "zh"))
+    assert len(english) == len(chinese) and not set(english) & set(chinese)
+    return draw_matrix(found, nvlinks), english[1:]
+
+
+def test_a_pair_that_nvlink_joins_says_so_as_nvidia_smi_does_and_keeps_its_pcie_path() -> None:
+    matrix, legend = pair(Topo(source=Source("nvidia-smi topo -m"), path="NV", pairs="0-1", links=18))
+    assert matrix == [
+        "      GPU0      GPU1      NIC0",
+        "GPU0  X         NV18/PHB  PHB",
+        "GPU1  NV18/PHB  X         PHB",
+    ]
+    assert len(legend) == 1 and "NVLinks join the two" in legend[0]
+
+
+def test_nvlinks_of_an_unknown_number_have_none_and_the_number_of_topo_goes_before_nvmls() -> None:
+    nvml = Topo(source=Source("NVML"), path="NV", pairs="0-1")
+    matrix, legend = pair(nvml)
+    assert matrix[1].split() == ["GPU0", "X", "NV/PHB", "PHB"] and "by how many links was not read" in legend[1]
+    assert pair(nvml, Topo(source=Source("nvidia-smi topo -m"), path="NV", pairs="0-1", links=4))[0][1].split()[2] == "NV4/PHB"
+    assert pair(nvml, Topo(source=Source("nvidia-smi topo -m"), path="PHB", pairs="0-1"))[0][1].split()[2] == "PHB"
+
+
+def test_without_nvlink_the_pcie_path_stands_alone_and_what_was_not_read_is_said() -> None:
+    matrix, legend = pair(Topo(source=Source("nvidia-smi topo -m"), path="PHB", pairs="0-1"))
+    assert matrix[1].split() == ["GPU0", "X", "PHB", "PHB"] and legend == []
+    unread, legend = pair()
+    assert unread == matrix and legend == ["whether NVLink joins GPUs was not read: these are the PCIe paths"]
+
+
+def test_a_redirected_pair_with_nvlink_keeps_its_mark() -> None:
+    m = Machine()
+    _, downs = m.switch(m.port("pci0000:00", "0000:00:01.0"), 1, ports=2, acs=0x1D)
+    m.gpu(downs[0], "0000:03:00.0")
+    m.gpu(downs[1], "0000:04:00.0")
+    found = of(m)
+    nvlinks = joined(found, [Topo(source=Source("t"), path="NV", pairs="0-1", links=2)])
+    assert [row.split()[1:] for row in draw_matrix(found, nvlinks)[1:]] == [["X", "NV2/PIX*"], ["NV2/PIX*", "X"]]
 
 
 def test_a_link_in_the_xml_is_as_good_as_the_weaker_of_its_ends() -> None:

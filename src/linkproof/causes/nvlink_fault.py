@@ -21,6 +21,13 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
         yield pro(3.5, "the NVSwitch logged an SXid {xid}", sxid, xid=sxid.value, stands=True)
     if errors := f.first(Gpu, fact="nvlink_errors"):
         yield pro(4.0, "a link counts errors or recoveries ({value})", errors, value=errors.value or "?", stands=True)
+    if crc := f.first(Gpu, fact="nvlink_crc"):
+        yield pro(
+            0.7,
+            "a link counts checksum errors ({value}): such packets are sent again, and it matters from 100 a second on",
+            crc,
+            value=crc.value or "?",
+        )
     if down := f.event("nvlink_down"):
         yield pro(3.0, "a link is down or inactive: {value}", down, value=down.value, stands=True)
         if uneven := f.pairs("slower_nvlink"):

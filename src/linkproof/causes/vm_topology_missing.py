@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from linkproof.causes.family import con, pro
 from linkproof.causes.reading import Reading
-from linkproof.model import Collective, ModelRun, NotChecked, Sign
+from linkproof.model import Collective, ModelRun, NotChecked, Sign, Topo
 
 CLASS = "host_config"
 PRIOR = -4.8
@@ -26,6 +26,8 @@ def weigh(f: Reading) -> Iterator[Sign | NotChecked]:
     bad = f.split_bad or f.peer_copy_bad or f.collective_bad()
     if bad:
         yield con(3.0, "something is wrong, not only slow ({result})", bad, result=bad.result)
+    if (joined := f.first(Topo, path="NV", pairs="all")) and not slow:
+        yield con(2.0, "NVLink joins all GPUs, and nothing is said to be slow: between them nothing takes the hidden tree", joined)
     if f.hw_denies_peer and f.guest:
         yield con(1.5, "peer access is refused inside the guest", f.hw_denies_peer)
     if tree := f.event("nccl_topo_tree"):

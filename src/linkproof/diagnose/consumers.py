@@ -18,6 +18,7 @@ from msgspec import Struct
 from linkproof.causes.reading import Reading
 from linkproof.measured import BAD, MODES
 from linkproof.model import Consumer, Note, Setting, Source, Topo, Weighed
+from linkproof.probe.multicast import OF_TORCH
 from linkproof.routes import DEFAULT_ARM, RouteTable, proof, worst
 
 _NCCL_ONLY = ("nccl_version_bug", "cumem_host_numa", "nccl_library_conflict", "nccl_env_misconfig", "shm_too_small", "container_isolation")
@@ -85,15 +86,15 @@ _VLLM_OFF = ("--disable-custom-all-reduce", "VLLM_ALLREDUCE_USE_SYMM_MEM=0")
 _SGLANG_OFF = ("--disable-custom-all-reduce",)
 
 
-def _with_own(own: str, off: tuple[str, ...]) -> tuple[Way, ...]:
+def _with_own(own: str, off: tuple[str, ...], *more: str) -> tuple[Way, ...]:
     """NCCL's ways, the first of them with the engine's own all-reduce too."""
-    return Way(("nccl", own)), *(Way(way.needs, way.settings + off) for way in _NCCL)
+    return Way(("nccl", own, *more)), *(Way(way.needs, way.settings + off) for way in _NCCL)
 
 
 WAYS: dict[str, tuple[Way, ...]] = {
     "transformers": (Way(("push", "store", "chain")),),
     "torchrun": _NCCL,
-    "vllm": _with_own("vllm_allreduce", _VLLM_OFF),
+    "vllm": _with_own("vllm_allreduce", _VLLM_OFF, "multicast"),
     "sglang": _with_own("sglang_allreduce", _SGLANG_OFF),
     "llama.cpp": (Way(("push",)), Way(("staged",), ("unset GGML_CUDA_P2P",))),
     "exllama": (Way(("push",)), Way(("staged",), ("EXLLAMA_NO_P2P_COPY=1",))),
@@ -126,6 +127,7 @@ def _need(routes: RouteTable, need: str, full_nvlink: bool | None) -> Iterator[t
 
     push, store: of every pair; where the driver refuses, the driver itself goes through host memory, and that must be proven.
     chain: hops that do not wait for each other. nccl: the default arm, and no broken kernel access below it where NCCL goes over the peer path.
+    multicast: NVLink multicast, where vLLM's all-reduce over torch's symmetric memory uses it. (SGLang's does only if it is asked to.)
     *_allreduce: the engine's own, where the engine would use it: two GPUs, or NVLink between all.
     """
     if need in ("push", "store"):
@@ -145,6 +147,9 @@ def _need(routes: RouteTable, need: str, full_nvlink: bool | None) -> Iterator[t
     elif need.startswith("nccl "):
         arm = need.removeprefix("nccl ")
         yield need, routes.group("nccl", arm).state if "/" in arm else routes.transport(arm)
+    elif need == "multicast":
+        if _vllm_uses_multicast(routes):
+            yield "nvls", routes.group("nvls").state
     else:
         yield from _own_all_reduce(routes, need, full_nvlink)
 
@@ -162,6 +167,14 @@ def _default_arm(routes: RouteTable) -> Iterator[tuple[str, str]]:
         yield from _need(routes, "kernels", None)
     if (nvls := routes.group("nvls").state) in BAD:
         yield "nvls", nvls
+
+
+def _vllm_uses_multicast(routes: RouteTable) -> bool:
+    """`_WORLD_SIZES_MULTIMEM` of its `symm_mem.py`: from four GPUs on with 9.0, from six on with newer ones, if every GPU has multicast."""
+    least = 4 if all(c.capability == "9.0" for c in routes.cards) else 6
+    told = routes.group("nvls").told
+    off = told is not None and told.args.get("setting") == OF_TORCH
+    return len(routes.cards) >= least and all(c.multicast for c in routes.cards) and not off
 
 
 def _own_all_reduce(routes: RouteTable, own: str, full_nvlink: bool | None) -> Iterator[tuple[str, str]]:

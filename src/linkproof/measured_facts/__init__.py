@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter as Count
 from collections.abc import Iterator, Mapping
 
-from linkproof.measured import MODES, Counter, Outcome, Probed
+from linkproof.measured import MODES, Counter, Outcome, Probed, few_crc
 from linkproof.measured_facts.pairs import pair_facts
 from linkproof.model import Collective, Copy, Event, Fact, Gpu, KernelLog, Line, PeerAccess, Setting, Source, Text, Unknown
 from linkproof.parse import read
@@ -63,7 +63,7 @@ def facts_of_probe(probed: Probed, routes: RouteTable, tree: PciTree, iommu_mode
     facts.extend(_slower(routes, on_trial))
     facts.extend(_collectives(routes))
     for counter in probed.counters:
-        facts.extend(_risen(counter))
+        facts.extend(_risen(counter, probed.took_s))
     facts.extend(pair_facts(probed, routes, tree, iommu_modes, told))
     return facts
 
@@ -203,8 +203,8 @@ def _nccl(routes: RouteTable, library: str) -> Iterator[Fact]:
 # ---------------------------------------------------------------- counters
 
 
-def _risen(counter: Counter) -> Iterator[Fact]:
-    """What rose, or was lost, under the traffic."""
+def _risen(counter: Counter, took_s: float) -> Iterator[Fact]:
+    """What rose, or was lost, under the traffic, which took took_s (0: not known)."""
     if counter.after is None or counter.before is None or counter.after == counter.before:
         return
     name, where = counter.name, counter.where
@@ -226,7 +226,8 @@ def _risen(counter: Counter) -> Iterator[Fact]:
     elif name.startswith("PCIe replay"):
         yield Event(source=source, kind="pcie_replays", value=f"{where}: +{int(counter.after) - int(counter.before)}")
     elif name.startswith("NVLink"):
-        yield Gpu(source=source, fact="nvlink_errors", value=f"{where} {name}: +{int(counter.after) - int(counter.before)}")
+        fact = "nvlink_crc" if few_crc(counter, took_s) else "nvlink_errors"
+        yield Gpu(source=source, fact=fact, value=f"{where} {name}: +{int(counter.after) - int(counter.before)}")
 
 
 def risen(counter: Counter) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from msgspec import Struct
 
-from linkproof.measured import Counter, Probed
+from linkproof.measured import Counter, Probed, few_crc
 from linkproof.model import Fact, Pairs, Pattern, Source
 from linkproof.parse.pci_tree import NVIDIA, PciFunction, PciTree
 from linkproof.parse.topology import path
@@ -155,7 +155,8 @@ def _beyond_bar1(view: _View, pair: Pair) -> bool | None:
 def pair_facts(
     probed: Probed, routes: RouteTable, tree: PciTree, iommu_modes: Mapping[str, str], told: Callable[[Cell], Source]
 ) -> Iterator[Fact]:
-    view = _View(routes, tree, iommu_modes, probed.counters)
+    counters = tuple(c for c in probed.counters if not few_crc(c, probed.took_s))
+    view = _View(routes, tree, iommu_modes, counters)
     yield from _control(view, told)
     yield from _uneven(view, probed)
     on_trial = [p for p in routes.pairs if not routes.cell(*p, "staged").bad]

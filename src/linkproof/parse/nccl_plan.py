@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping
 
 from msgspec import Struct, field
 
-from linkproof.model import Fact, PeerAccess, Setting, Topo, Versions
+from linkproof.model import Fact, PeerAccess, Setting, Versions
 from linkproof.parse.pci_tree import NVIDIA, PciFunction, PciTree
 from linkproof.parse.rules import rx
-from linkproof.parse.topology import pairs, path
+from linkproof.parse.topology import joined, numbers, pairs, path
 
 OLDEST, NEWEST = (2, 6), (2, 30)
 # nearest first, each with the first version whose settings know the word; the order never changed, only words came in between
@@ -255,20 +255,16 @@ def pair_plans(tree: PciTree, facts: Iterable[Fact], cpu_vendor: str = "") -> li
     settings, gpus = _settings(known), tree.gpus
     if any(g.vendor != NVIDIA for g in gpus):
         return [PairPlan(p.a, p.b, Plan("unknown", "", _note("RCCL decides for these GPUs, not NCCL"))) for p in pairs(tree)]
-    # the driver numbers by address, and only the cards that it has
-    number = {g.bdf: i for i, g in enumerate([g for g in gpus if g.driver in ("", "nvidia")])}
+    number, nvlinks = numbers(tree), joined(tree, known)
     near = {g.bdf: _near_nic(g, tree) for g in gpus}
     reads, writes = _driver_says(known, " -p2p r", "P2P read:"), _driver_says(known, " -p2p w", "P2P write:")
-    joined: dict[str, bool] = {}
-    for topo in (f for f in known if isinstance(f, Topo)):
-        joined.setdefault(topo.pairs, topo.path == "NV")
     out = []
     for p in pairs(tree):
         pair = f"{number[p.a]}-{number[p.b]}" if p.a in number and p.b in number else ""
         read, write = (said.get(pair) or said.get("all", "") if pair else "" for said in (reads, writes))
         near_nics = near[p.a] and near[p.b]
         whole, two = (
-            plan(p.nccl, cpu_vendor, "", version, count, read, write, joined.get(pair), settings, near_nics=near_nics)
+            plan(p.nccl, cpu_vendor, "", version, count, read, write, nvlinks[p.a, p.b].nvlink, settings, near_nics=near_nics)
             for count in (len(number), 2)
         )
         out.append(PairPlan(p.a, p.b, whole, two if two.transport != whole.transport else None))

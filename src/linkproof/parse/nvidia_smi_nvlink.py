@@ -1,7 +1,8 @@
 """`nvidia-smi nvlink -s` and `-e` -> NVLinks that are down, and error counters above zero.
 
 In:      `GPU 0: NAME (UUID: ...)` and below it `Link 0: 25 GB/s`, `Link 1: <inactive>`, `Link 0: Replay Errors: 0`, or a part of that.
-Out:     Event nvlink_down per GPU with inactive links beside active ones, here or on another GPU of the list; Gpu(nvlink_errors) per GPU.
+Out:     Event nvlink_down per GPU with inactive links beside active ones, here or on another GPU of the list; Gpu(nvlink_errors) per GPU,
+         Gpu(nvlink_crc) of its checksum errors: such packets are sent again.
          The value of nvlink_down ends in ", the same on every GPU" where nobody stands out: bridges for a part of the links look so too.
 Unknown: a list without one active link says nothing (no bridge is fitted). Counters of corrected symbols and bit error rates are no
          errors: links of Hopper and later always have some.
@@ -38,7 +39,7 @@ class _Links:
         self.name, self.line = name, line
         self.active: list[int] = []
         self.inactive: list[tuple[int, Line]] = []
-        self.errors: list[tuple[str, Line]] = []
+        self.errors: dict[str, list[tuple[str, Line]]] = {}
 
 
 def _read(text: Text, hits: list[int]) -> dict[int, _Links]:
@@ -70,7 +71,8 @@ def _read(text: Text, hits: list[int]) -> dict[int, _Links]:
             what, count = str(counter.group(2)), int(counter.group(3))
             if count > 0 and not any(word in what.lower() for word in _CORRECTED):
                 links = cards.setdefault(current, _Links("", None))
-                links.errors.append((f"link {counter.group(1) or link}: {what} {count}", line))
+                fact = "nvlink_crc" if "crc" in what.lower() else "nvlink_errors"
+                links.errors.setdefault(fact, []).append((f"link {counter.group(1) or link}: {what} {count}", line))
     return cards
 
 
@@ -96,7 +98,7 @@ def parse(text: Text, hits: list[int]) -> Iterator[Fact]:
             value = f"{card}{which} inactive, {len(links.active)} active" + (", the same on every GPU" if everyone else "")
             yield Event(source=source(text, links.inactive[0][1]), kind="nvlink_down", value=value)
     for number, links in cards.items():
-        if links.errors:
-            card = f"GPU {number} " if number >= 0 else ""
-            said = card + "; ".join(words for words, _ in links.errors[:4])
-            yield Gpu(source=source(text, links.errors[0][1]), name=links.name, count=1, fact="nvlink_errors", value=said)
+        card = f"GPU {number} " if number >= 0 else ""
+        for fact, errors in links.errors.items():
+            said = card + "; ".join(words for words, _ in errors[:4])
+            yield Gpu(source=source(text, errors[0][1]), name=links.name, count=1, fact=fact, value=said)

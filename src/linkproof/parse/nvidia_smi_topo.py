@@ -1,7 +1,7 @@
 """`nvidia-smi topo -m` and `nvidia-smi topo -p2p r|w` -> what joins each pair of GPUs, what the driver says of peer access.
 
 In:      the matrix, whole or cut: header with ANSI underline, tabs or spaces, columns out of line, rows missing, no header at all.
-Out:     Topo per pair (`NV12` -> NV, the old `SOC` -> SYS) and one Topo(pairs="all") when every pair is known and the same;
+Out:     Topo per pair (`NV12` -> NV with 12 links, the old `SOC` -> SYS) and one Topo(pairs="all") when every pair is known and the same;
          PeerAccess with claimed all | some | none over all pairs, and per pair where pairs differ.
 Unknown: a cell that is not a known word gives no fact for its pair; without a header only columns that must be GPUs are used;
          `topo -p2p n` and `a` (NVLink, atomics) say nothing of plain peer access and give no PeerAccess.
@@ -37,6 +37,10 @@ def _path(cell: str) -> str:
     if cell.startswith("NV") and cell[2:].isdigit() and len(cell) < 6:
         return "NV"
     return _PATHS.get(cell, "")
+
+
+def _links(cell: str) -> int:
+    return int(cell[2:]) if _path(cell) == "NV" else 0
 
 
 def _known(cell: str) -> bool:
@@ -125,10 +129,10 @@ def _matrices(text: Text, hits: list[int]) -> Iterator[_Matrix]:
 def _topo(text: Text, matrix: _Matrix) -> Iterator[Fact]:
     found: dict[tuple[int, int], str] = {}
     for pair, cells in matrix.cells().items():
-        path = next((_path(cell) for cell, _ in cells if _path(cell)), "")
-        if path:
-            found[pair] = path
-            yield Topo(source=source(text, cells[0][1]), path=path, pairs=f"{pair[0]}-{pair[1]}")
+        cell = next((cell for cell, _ in cells if _path(cell)), "")
+        if cell:
+            found[pair] = _path(cell)
+            yield Topo(source=source(text, cells[0][1]), path=found[pair], pairs=f"{pair[0]}-{pair[1]}", links=_links(cell))
     n = matrix.gpus()
     if found and len(found) == n * (n - 1) // 2 and len(set(found.values())) == 1:
         yield Topo(source=source(text, matrix.first), path=next(iter(found.values())), pairs="all")

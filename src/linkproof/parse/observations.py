@@ -46,7 +46,8 @@ OBSERVATION_WORDS: dict[str, tuple[type[Fact], dict[str, tuple[str, ...] | None]
         "what": ("driver", "kernel", "bios", "library", "hardware", "image", "model", "nothing"), "detail": None}),
     "gpu": (model.Gpu, {"name": None, "count": None, "fact": (
         "display_attached", "bar1_smaller_than_vram", "bar1_covers_vram", "patched_driver", "utilisation_100_idle_power", "utilisation_0",
-        "mixed_models", "mig", "other_process", "one_per_container", "integrated_visible", "ecc_errors", "nvlink_errors"), "value": None}),
+        "mixed_models", "mig", "other_process", "one_per_container", "integrated_visible", "ecc_errors", "nvlink_errors",
+        "nvlink_crc"), "value": None}),
     "host": (model.Host, {"fact": (
         "shm_bytes", "memlock_kib", "oom_kill", "cpu_limit", "cpu_count", "cpu_offline", "ld_preload", "fork_after_cuda", "numa_asymmetric",
         "two_nccl_libraries", "nvidia_caps_missing", "gpu_reserved"), "value": None}),

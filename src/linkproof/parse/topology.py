@@ -10,8 +10,11 @@ Source:  legend of `nvidia-smi topo -m`; NCCL `src/graph/xml.cc`, `src/graph/top
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from msgspec import Struct
 
+from linkproof.model import Fact, Topo
 from linkproof.parse.pci_tree import PciFunction, PciTree
 
 
@@ -63,3 +66,36 @@ def pairs(tree: PciTree) -> list[Path]:
     """One path per unordered pair of GPUs, in the order of their addresses."""
     gpus = tree.gpus
     return [path(a, b) for i, a in enumerate(gpus) for b in gpus[i + 1 :]]
+
+
+# ---------------------------------------------------------------- NVLink
+
+
+class Joined(Struct, frozen=True):
+    """nvlink: does it join the two? None: not read. links: how many; 0 if none, or if the number is not known."""
+
+    nvlink: bool | None = None
+    links: int = 0
+
+    @property
+    def smi(self) -> str:
+        """As nvidia-smi names it: NV18; NV if the number is not known; "" without NVLink."""
+        return f"NV{self.links or ''}" if self.nvlink else ""
+
+
+def numbers(tree: PciTree) -> dict[str, int]:
+    """Address -> number of a GPU. The driver numbers by address, and only the cards that it has."""
+    return {g.bdf: i for i, g in enumerate([g for g in tree.gpus if g.driver in ("", "nvidia")])}
+
+
+def joined(tree: PciTree, facts: Iterable[Fact]) -> dict[tuple[str, str], Joined]:
+    """By the addresses of each pair, in both orders. What `nvidia-smi topo -m` says goes before what NVML says."""
+    said: dict[str, Topo] = {}
+    for fact in sorted((f for f in facts if isinstance(f, Topo)), key=lambda f: f.source.file == "NVML"):
+        said.setdefault(fact.pairs, fact)
+    number, out = numbers(tree), {}
+    for p in pairs(tree):
+        topo = said.get(f"{number[p.a]}-{number[p.b]}") if p.a in number and p.b in number else None
+        known = Joined() if topo is None else Joined(topo.path == "NV", topo.links)
+        out[p.a, p.b] = out[p.b, p.a] = known
+    return out

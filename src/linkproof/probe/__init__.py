@@ -1,6 +1,7 @@
 """MEASUREMENTS. What only traffic can tell: do the bytes arrive, all of them, in every mode, and how fast.
 
 What is tried    plan.py  which cases, in which order, at what cost      setup.py  what every worker is told
+                 multicast.py  why NVLink multicast is left out
 Data             payload.py  of each wrong word it can be said what it is
                  faults.py, faulty.py  wrong ways to arrive: for the self-test and for simulated links
 Checks           copy_check.py  copies and kernel accesses of a pair     load_check.py  several pairs at once

@@ -90,7 +90,8 @@ class Devices(Protocol):
         """Wait for everything that `move(wait=False)` began. Raises DeviceLost."""
 
     def timed_s(self, how: str, pairs: list[tuple[Buffer, Buffer]], size_B: int, times: int) -> float:
-        """Seconds for `times` transfers on each of these pairs, all pairs at once, by the GPU's clock where there is one."""
+        """Seconds for `times` transfers on each of these pairs, all pairs at once, by the GPU's clock where there is one: from the moment
+        at which the first may begin and all are asked for."""
 
     # ------------------------------------------------ between processes
     def share(self, buffer: Buffer, handle: str) -> bytes:

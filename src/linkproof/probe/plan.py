@@ -15,6 +15,7 @@ from itertools import permutations
 from msgspec import Struct
 
 from linkproof.measured import MODES, Card, Case, Mode, Outcome
+from linkproof.probe import multicast
 from linkproof.probe.setup import OWN_PROCESSES, SIZES_B, Effort, MiB
 
 DEADLINE_LEAST_S, DEADLINE_TIMES = 30.0, 20.0
@@ -76,9 +77,11 @@ def effort(deep: bool, virtual: bool, cards: int) -> Effort:
     return Effort(rounds_small=4, rounds_big=2) if cards <= 4 else Effort(rounds_small=2, rounds_big=1, message_rounds=5_000)
 
 
-def plan(cards: Sequence[Card], backend: str, nccl_arms: Sequence[str], wish: Wish, absent: Sequence[str] = ()) -> Plan:
+def plan(
+    cards: Sequence[Card], backend: str, nccl_arms: Sequence[str], wish: Wish, absent: Sequence[str] = (), multicast_off: str = ""
+) -> Plan:
     """One card alone is tried with itself: that tests the card, no link. absent: modes that are sure to be missing here; their own case says
-    why."""
+    why. multicast_off: the setting of the environment that switches NVLink multicast off."""
     free = [c.index for c in cards if wish.force or not c.busy]
     left: list[Outcome] = [
         Outcome(Case("push", (card.index, card.index)), "not_tested", "GPU {gpu} is in use ({by}); --force tests it all the same",
@@ -94,6 +97,10 @@ def plan(cards: Sequence[Card], backend: str, nccl_arms: Sequence[str], wish: Wi
             left.append(Outcome(case, "not_tested", "only written for NVIDIA GPUs"))
         elif mode.scope == "group" and case.mode != "nccl" and backend == "virtual":
             continue  # a simulated machine has no engines: there is nothing that could be missing
+        elif case.mode == multicast.MODE and (missing := multicast.absent(case, cards, multicast_off)):
+            left.append(missing)
+        elif case.mode == multicast.MODE and not _wanted(mode, wish):
+            left.append(multicast.unasked(case))
         else:
             virtual = backend == "virtual"
             # simulated GPUs share the cores of this computer: more of them take longer
@@ -110,7 +117,9 @@ def _wanted(mode: Mode, wish: Wish) -> bool:
 
 def _cases(pairs: Sequence[tuple[int, int]], free: Sequence[int], nccl_arms: Sequence[str], wish: Wish) -> Iterator[Case]:
     """The control first, cheap and telling modes before dear ones, single pairs before all at once."""
-    wanted = [m for m in MODES.values() if _wanted(m, wish)]
+    wanted = [
+        m for m in MODES.values() if _wanted(m, wish) or (m.name == multicast.MODE and not wish.modes)
+    ]  # `plan` says why it is left out
     if not pairs:
         return
     for mode in (m for m in wanted if m.scope == "pair" and m.name not in OWN_PROCESSES):

@@ -13,7 +13,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from linkproof.measured import MODES, Card, Counter, Outcome, Probed, Speed, Wrong
+from linkproof.measured import MODES, Card, Counter, Outcome, Probed, Speed, Wrong, few_crc
 from linkproof.probe.counters import worrying
 from linkproof.report.links_found import Group, groups, of_pairs, skipped_groups, under_load_only, verified_links, wrong_links
 from linkproof.report.links_words import counter_name, counter_words, headline, means, remedies, told, what_happened
@@ -41,7 +41,10 @@ class RouteSaid(Struct, frozen=True):
 
 
 class GroupSaid(Struct, frozen=True):
-    """Of more than two GPUs, or of all together: chains, collectives. used: the transport that NCCL says it took. bw_GBps: bus bandwidth."""
+    """Of more than two GPUs, or of all together: chains, collectives. used: the transport that NCCL says it took.
+
+    bw_GBps: bus bandwidth as nccl-tests define it, of all-reduces of bw_size_B on each rank; larger ones can be faster. 0: size not told.
+    """
 
     mode: str
     gpus: tuple[int, ...]
@@ -51,6 +54,7 @@ class GroupSaid(Struct, frozen=True):
     used: str
     op: str
     bw_GBps: float | None
+    bw_size_B: int
 
 
 class FindingSaid(Struct, frozen=True):
@@ -177,7 +181,7 @@ def links_said(probed: Probed, lang: str, table: RouteTable | None = None) -> Li
         skipped=tuple(_skipped(g, t) for g in skipped_groups(probed, table)),
         outcomes=tuple(_outcome(o, t) for o in probed.outcomes),
         speeds=_speeds(probed),
-        counters=tuple(_counter(c, t) for c in probed.counters),
+        counters=tuple(_counter(c, probed.took_s, t) for c in probed.counters),
         notes=tuple(masked(say(text, args, lang)) for text, args in probed.notes),
         backend=probed.backend,
         took_s=round(probed.took_s, 2),
@@ -192,8 +196,9 @@ def _route(c: Cell, t: Teller) -> RouteSaid:
 
 
 def _group(c: Cell, t: Teller) -> GroupSaid:
-    used, op, bw = (c.told.transport, c.told.op, c.told.bw_GBps) if c.told is not None else ("", "", None)
-    return GroupSaid(c.mode, c.gpus, c.arm, c.state, told(c, t), used, op, bw)  # type: ignore[arg-type]
+    o = c.told
+    used, op, bw, size_B = (o.transport, o.op, o.bw_GBps, o.bw_size_B) if o is not None else ("", "", None, 0)
+    return GroupSaid(c.mode, c.gpus, c.arm, c.state, told(c, t), used, op, bw, size_B)  # type: ignore[arg-type]
 
 
 def _finding(g: Group, table: RouteTable, probed: Probed, t: Teller) -> FindingSaid:
@@ -253,10 +258,11 @@ def _outcome(o: Outcome, t: Teller) -> OutcomeSaid:
     )
 
 
-def _counter(c: Counter, t: Teller) -> CounterSaid:
+def _counter(c: Counter, took_s: float, t: Teller) -> CounterSaid:
     changed = None if c.before is None or c.after is None else c.before != c.after
     name, before, after = counter_name(c.name, t), masked_or_none(c.before), masked_or_none(c.after)
-    return CounterSaid(name, masked(c.where), before, after, changed, worrying(c), counter_words(c, t) if changed else "")
+    bad = worrying(c) and not few_crc(c, took_s)
+    return CounterSaid(name, masked(c.where), before, after, changed, bad, counter_words(c, t) if changed else "")
 
 
 def masked_or_none(text: str | None) -> str | None:

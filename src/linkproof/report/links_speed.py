@@ -15,8 +15,9 @@ from statistics import median
 from linkproof.measured import LOADS, MODES, Speed
 from linkproof.report.layout import Piece
 from linkproof.report.links_grid import MARKS, STYLES, grid
-from linkproof.report.links_json import LinksSaid
-from linkproof.report.links_words import load_words
+from linkproof.report.links_json import GroupSaid, LinksSaid
+from linkproof.report.links_words import load_words, size_words
+from linkproof.report.say import Teller
 from linkproof.report.text import Sheet
 
 MATRIX_MODES = ("push", "pull", "store16", "staged")  # the first that was measured is shown pair by pair
@@ -70,8 +71,14 @@ def _cell(said: LinksSaid, speed: Speed | None) -> Piece:
     return Piece(f"{speed.bw_GBps:,.1f}" + ("*" if slow else ""), "open" if slow else "")
 
 
+def _bus(o: GroupSaid, t: Teller) -> Piece:
+    if o.bw_GBps is None:
+        return Piece("-")
+    return Piece(f"{o.bw_GBps:,.1f}" + (f" ({size_words(o.bw_size_B, t)})" if o.bw_size_B else ""))
+
+
 def nccl_rows(said: LinksSaid, sheet: Sheet) -> None:
-    """One line for each arm: asked for, really used, bus bandwidth."""
+    """One line for each arm: asked for, really used, bus bandwidth and the size of the all-reduces in which it was reached."""
     arms = [g for g in said.groups if g.mode == "nccl" and (g.state not in ("not_tested", "refused") or g.used)]
     if not arms:
         return
@@ -94,7 +101,7 @@ def nccl_rows(said: LinksSaid, sheet: Sheet) -> None:
             Piece(o.arm or "default"),
             Piece(MARKS[o.state], STYLES[o.state]),
             Piece((o.used or "?") + ("*" if elsewhere else ""), "open" if elsewhere else ""),
-            Piece("-" if o.bw_GBps is None else f"{o.bw_GBps:,.1f}"),
+            _bus(o, t),
             Piece(o.op),
         ])  # fmt: skip
     sheet.rows += grid(head, rows, sheet.width)

@@ -8,7 +8,7 @@ Raises:  nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -18,7 +18,7 @@ from linkproof.measured import Probed
 from linkproof.model import PCI_DEVICES, Diagnosis, Gpu, Versions, Weighed
 from linkproof.parse.nccl_plan import PairPlan, pair_plans
 from linkproof.parse.pci_tree import PciTree
-from linkproof.parse.topology import pairs
+from linkproof.parse.topology import Joined, joined, pairs
 from linkproof.report.contract import CauseSaid, Report, cause_said, report_of
 from linkproof.report.layout import Piece, Row, wrapped
 from linkproof.report.links import detail_rows, found_rows
@@ -50,9 +50,12 @@ class Checked(Protocol):
 
 
 class PathSaid(Struct, frozen=True):
-    """Between two GPUs. smi: as nvidia-smi names it; nccl: as NCCL does. redirects: ports on the way that turn peer traffic up; null: not readable.
+    """Between two GPUs. smi: the PCIe path as nvidia-smi names it; nccl: as NCCL does. redirects: ports on the way that turn peer traffic
+    up; null: not readable.
 
     nccl_default: what NCCL chooses with these settings, before any byte goes: P2P SHM NET unknown.
+    nvlink: does NVLink join the two (nvidia-smi then names NV# instead of the PCIe path); null: not read. nvlinks: by how many links, 0 if
+    by none or if the number is not known.
     """
 
     a: str
@@ -63,6 +66,8 @@ class PathSaid(Struct, frozen=True):
     redirects: tuple[str, ...] | None
     nccl_default: str
     nccl_why: str
+    nvlink: bool | None
+    nvlinks: int
 
 
 class UnreadSaid(Struct, frozen=True):
@@ -83,13 +88,15 @@ class MachineReport(Struct, frozen=True):
     links: LinksSaid | None = None
 
 
-def _paths(tree: PciTree, plans: Sequence[PairPlan], t: Teller) -> tuple[PathSaid, ...]:
+def _paths(tree: PciTree, plans: Sequence[PairPlan], nvlinks: Mapping[tuple[str, str], Joined], t: Teller) -> tuple[PathSaid, ...]:
     out = []
     for p, chosen in zip(pairs(tree), plans, strict=True):
         ports = [tree.functions[b] for b in p.turning]
         unknown = any(f.redirects is None and f.acs_why != "no ACS capability" for f in ports)
         redirects = None if unknown else tuple(f.bdf for f in ports if f.redirects)
-        out.append(PathSaid(p.a, p.b, p.smi, p.nccl, p.ports, redirects, chosen.plan.transport, why_words(chosen, t)))
+        nvlink = nvlinks[p.a, p.b]
+        why = why_words(chosen, t)
+        out.append(PathSaid(p.a, p.b, p.smi, p.nccl, p.ports, redirects, chosen.plan.transport, why, nvlink.nvlink, nvlink.links))
     return tuple(out)
 
 
@@ -109,12 +116,17 @@ def machine_report(checked: Checked, lang: str) -> MachineReport:
         verdict=checked.diagnosis.verdict,  # type: ignore[arg-type]
         gpus=tuple(f"{count} x {name}" for name, count in names.items()),
         versions=versions,
-        paths=_paths(checked.tree, pair_plans(checked.tree, facts, checked.cpu_vendor), Teller(lang)),
+        paths=_paths(checked.tree, pair_plans(checked.tree, facts, checked.cpu_vendor), joined(checked.tree, facts), Teller(lang)),
         risks=tuple(cause_said(w, lang) for w in checked.risks),
         unread=tuple(UnreadSaid(u.name, u.why, u.needs_root) for u in checked.unread),
         report=report_of(checked.diagnosis, lang),
         links=links_said(checked.probed, lang, checked.routes) if checked.probed is not None else None,
     )
+
+
+def _multicast_left(links: LinksSaid) -> bool:
+    tried = any(o.mode == "nvls" and o.state != "not_tested" for o in links.outcomes)
+    return not tried and any(c.multicast for c in links.cards)
 
 
 def as_json(said: MachineReport) -> str:
@@ -126,7 +138,10 @@ def text(said: MachineReport, lang: str, width: int = 100, say_all: bool = False
     t = Teller(lang)
     pci = all(u.name != PCI_DEVICES for u in said.unread)
     style = {"faulty": "bad", "healthy": "good"}.get(said.verdict, "open")
-    words = headline(said.verdict, len(said.risks), bool(said.gpus), pci, t) if said.links is None else proven_words(said.verdict, t)
+    if said.links is None:
+        words = headline(said.verdict, len(said.risks), bool(said.gpus), pci, t)
+    else:
+        words = proven_words(said.verdict, t, _multicast_left(said.links))
     rows: list[Row] = wrapped([Piece(words, style)], width)
     about = ", ".join([*said.gpus, *(f"{k} {v}" for k, v in said.versions.items())])
     rows += wrapped([Piece(about or t("no GPU was found"), "quiet")], width, 2)

@@ -32,8 +32,12 @@ def headline(verdict: str, risks: int, gpus: bool, pci: bool, t: Teller) -> str:
     return t("Nothing speaks against this machine, and nothing was measured: no data went between GPUs")
 
 
-def proven_words(verdict: str, t: Teller) -> str:
-    """Of a machine whose links were tried."""
+def proven_words(verdict: str, t: Teller, multicast_left: bool = False) -> str:
+    """Of a machine whose links were tried. multicast_left: it has NVLink multicast, and that was not."""
+    if verdict == "healthy" and multicast_left:
+        return t(
+            "Healthy: every way between the GPUs that this machine has was tried and is right, but for NVLink multicast, which was not tried"
+        )
     if verdict == "healthy":
         return t("Healthy: every way between the GPUs that this machine has was tried and is right")
     if verdict == "faulty":

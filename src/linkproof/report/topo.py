@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import quoteattr
 
 from linkproof.parse.nccl_plan import PairPlan
-from linkproof.parse.pci_tree import PciFunction, PciTree
-from linkproof.parse.topology import path, switch_ports
+from linkproof.parse.pci_tree import NVIDIA, PciFunction, PciTree
+from linkproof.parse.topology import Joined, path, switch_ports
 from linkproof.report.say import Teller, say
 
 _PAIRS_SHOWN = 8
@@ -72,8 +72,12 @@ def draw_tree(tree: PciTree, names: Mapping[str, str], modes: Mapping[str, str],
     return lines
 
 
-def draw_matrix(tree: PciTree) -> list[str]:
-    """As `nvidia-smi topo -m`, computed from the tree; `*` marks a pair whose direct way is redirected by ACS."""
+def draw_matrix(tree: PciTree, nvlinks: Mapping[tuple[str, str], Joined] | None = None) -> list[str]:
+    """As `nvidia-smi topo -m`: the PCIe path is computed from the tree, and `*` marks a pair whose direct way is redirected by ACS.
+
+    Where NVLink joins two GPUs, nvidia-smi names that alone (NV18); here the PCIe path stands behind it (NV18/PHB), since what goes by no
+    NVLink takes it: NCCL with NCCL_P2P_DISABLE=1, say.
+    """
     gpus, nics = tree.gpus, tree.nics
     heads = [f"GPU{i}" for i in range(len(gpus))] + [f"NIC{i}" for i in range(len(nics))]
     rows = [["", *heads]]
@@ -86,10 +90,26 @@ def draw_matrix(tree: PciTree) -> list[str]:
                 continue
             way = path(a, b)
             redirected = any(tree.functions[p].redirects for p in way.turning)
-            cells.append(way.smi + ("*" if redirected else ""))
+            nvlink = (nvlinks or {}).get((a.bdf, b.bdf), Joined()).smi
+            cells.append(f"{nvlink}/" * bool(nvlink) + way.smi + "*" * redirected)
         rows.append(cells)
-    width = max(len(cell) for row in rows for cell in row) + 2
-    return ["".join(cell.ljust(width) for cell in row).rstrip() for row in rows]
+    # GPUs and network cards each in columns as wide as their widest word: NV18/PHB makes those of the GPUs wide, and of them alone
+    kinds = [range(1), range(1, 1 + len(gpus)), range(1 + len(gpus), 1 + len(everyone))]
+    widths = [max(4, *(len(row[i]) for row in rows for i in kind)) + 2 for kind in kinds for _ in kind]
+    return ["".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def matrix_legend(tree: PciTree, nvlinks: Mapping[tuple[str, str], Joined], t: Teller) -> list[str]:
+    """What the words of the matrix mean, as far as they stand in it; and what could not be read for it."""
+    out = [t("paths as nvidia-smi names them; * the ports where the way turns redirect peer traffic up (ACS)")]
+    if any(known.nvlink for known in nvlinks.values()):
+        out.append(t("NV#/...: # NVLinks join the two (nvidia-smi names these alone); behind the slash the PCIe path of the pair"))
+    if any(known.nvlink and not known.links for known in nvlinks.values()):
+        out.append(t("NV/...: NVLink joins the two, by how many links was not read"))
+    nvidia = {g.bdf for g in tree.gpus if g.vendor == NVIDIA}
+    if any(known.nvlink is None and {*pair} <= nvidia for pair, known in nvlinks.items()):
+        out.append(t("whether NVLink joins GPUs was not read: these are the PCIe paths"))
+    return out
 
 
 def why_words(chosen: PairPlan, t: Teller) -> str:

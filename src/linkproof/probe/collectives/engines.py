@@ -2,7 +2,7 @@
 
     nccl_diag           NCCL_RUN_DIAGNOSTICS=1 while a communicator is made (from 2.31): every pair, single words, written and read
     symm_mem            each rank reads from and writes to every other rank's memory by kernels, then one-shot and two-shot all-reduce; no multicast
-    nvls                all-reduce by multicast in the NVSwitch; makes a multicast object on every GPU: the caller decides whether to
+    nvls                all-reduce by multicast in the NVSwitch; makes a multicast object on every GPU: only if asked for (multicast.py)
     vllm_allreduce      CustomAllreduce of the engine as it calls it outside CUDA graphs: input copied to a shared buffer, then kernels that
     sglang_allreduce    read the others' memory and poll flags in it. (Inside graphs the input itself is shared: not tried. SGLang's second
                         version, for full NVLink only: not tried.)
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,7 @@ import torch
 import torch.distributed as dist
 
 from linkproof.measured import Case, Outcome
+from linkproof.probe import multicast
 from linkproof.probe.collectives import nccl_said
 from linkproof.probe.collectives.ranks import Ranks, Unusable, nccl_version, one_card
 from linkproof.probe.payload import WORD_B
@@ -208,6 +210,8 @@ def _symmetric_sums(gang: Ranks, names: tuple[str, ...]) -> int:
 
 
 def _nvls(case: Case, setup: Setup, member: int, members: int, folder: str) -> Outcome:
+    if missing := multicast.absent(case, (), multicast.switched_off(os.environ)):
+        return missing
     try:
         from torch._C._autograd import DeviceType
         from torch._C._distributed_c10d import _SymmetricMemory
@@ -216,7 +220,7 @@ def _nvls(case: Case, setup: Setup, member: int, members: int, folder: str) -> O
     except (ImportError, AttributeError, TypeError) as error:
         raise _none(str(error)) from error
     if not there:
-        return Outcome(case, "not_tested", "these GPUs have no NVLink multicast")
+        return Outcome(case, "not_tested", "GPU and driver offer no NVLink multicast")
     gang = Ranks(case, setup, member, members, folder, "gloo")
     if not _symmetric_sums(gang, ("multimem_all_reduce_", "multimem_one_shot_all_reduce")):
         raise _none("multimem_all_reduce_")

@@ -3,4 +3,5 @@
 cuda.py  the devices: copies of every kind, kernels, flags       cards.py   which GPUs there are, and who uses them
 memory.py  memory of each kind of allocator                      share.py   memory that another process opens
 kernels.py, slow_kernels.py  what runs on the GPU (Triton)       driver.py  the CUDA driver's own calls      base.py  what these share
+timing.py  the GPU's own clock
 """

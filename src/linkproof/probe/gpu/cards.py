@@ -93,6 +93,9 @@ def cards(driver: Driver, properties: list[Any], used: dict[str, str]) -> list[C
             bdf = driver.bdf(i)
         with contextlib.suppress(DriverError):
             uuid = driver.uuid(i)
+        multicast = None
+        with contextlib.suppress(DriverError):
+            multicast = False if driver.hip else driver.multicast(i)
         capability = p.gcnArchName if driver.hip else f"{p.major}.{p.minor}"
-        found.append(Card(i, p.name, uuid, bdf, p.total_memory, capability, used.get(bdf, "")))
+        found.append(Card(i, p.name, uuid, bdf, p.total_memory, capability, used.get(bdf, ""), multicast))
     return found

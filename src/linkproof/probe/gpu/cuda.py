@@ -26,6 +26,7 @@ from linkproof.probe.gpu.base import HOST_B, Gpus, told
 from linkproof.probe.gpu.driver import DriverError
 from linkproof.probe.gpu.memory import Memory
 from linkproof.probe.gpu.share import open_shared, share_memory, take
+from linkproof.probe.gpu.timing import Timer, Way
 
 STAGE_B = 4 << 20  # of each of the two pinned buffers of a staged transfer
 NONE_WRONG = (0, (1 << 63) - 1)
@@ -50,6 +51,7 @@ class Cuda(Gpus):
         super().__init__()
         self._lanes: dict[tuple[int, int, int], _Lane] = {}
         self._found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.timer = Timer(self.on)
 
     @told
     def peer_claimed(self, src: int, dst: int) -> bool | None:
@@ -272,31 +274,22 @@ class Cuda(Gpus):
 
     @told
     def timed_s(self, how: str, pairs: list[tuple[Buffer, Buffer]], size_B: int, times: int) -> float:
-        """Of the pair that takes longest. Every pair has streams of its own; transfers are given out in turn, so all are under way at once."""
-        work = []
+        """Of the pair that takes longest, by `timing`. Every pair has streams of its own; transfers are given out in turn, so all are under way
+        at once."""
+        work, ways = [], []
         for slot, (src, dst) in enumerate(pairs):
             a, b = self._settled(src), self._settled(dst)
-            work.append((a, b, self._lane(how, a, b, slot)))
-        for a, b, lane in work * 2:
-            self._begin(how, a, 0, b, 0, size_B, lane)
-        marks = []
-        for _, _, lane in work:
-            lane.out.synchronize()
-            lane.into.synchronize()
-        for _, _, lane in work:
-            end = lane.out if how in ("push", "store", "store16") else lane.into
-            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            first.record(end)
-            lane.out.wait_event(first)
-            marks.append((first, last, end))
-        for _ in range(times):
-            for a, b, lane in work:
-                self._begin(how, a, 0, b, 0, size_B, lane)
-        for _, last, end in marks:
-            last.record(end)
-        for _, last, _ in marks:
-            last.synchronize()
-        return max(float(first.elapsed_time(last)) for first, last, _ in marks) / 1e3
+            lane = self._lane(how, a, b, slot)
+            work.append((a, b, lane))
+            sends = how in ("push", "store", "store16")
+            ways.append(Way(a.home, lane.out, lane.into) if sends else Way(b.home, lane.into, lane.out))
+
+        def give_out(n: int) -> None:
+            for _ in range(n):
+                for a, b, lane in work:
+                    self._begin(how, a, 0, b, 0, size_B, lane)
+
+        return self.timer.took_s(ways, give_out, times)
 
     # ------------------------------------------------ between processes
 

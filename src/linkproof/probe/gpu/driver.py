@@ -16,6 +16,7 @@ from typing import Any
 OUT_OF_MEMORY, ALREADY_ENABLED = 2, 704
 HANDLE_B = 64
 POSIX_FD = 1
+MULTICAST_SUPPORTED = 132  # CU_DEVICE_ATTRIBUTE_...
 DEFAULT_KIND = 4  # hipMemcpyDefault: the addresses say where they lie
 
 # name here -> (CUDA, HIP)
@@ -126,6 +127,12 @@ class Driver:
         except DriverError as e:
             if e.code != ALREADY_ENABLED:
                 raise
+
+    def multicast(self, gpu: int) -> bool:
+        """The GPU and its NVSwitches offer multicast objects. Asks only; NVIDIA."""
+        found = c_int()
+        self.call("cuDeviceGetAttribute", byref(found), c_int(MULTICAST_SUPPORTED), c_int(gpu))
+        return bool(found.value)
 
     def bdf(self, gpu: int) -> str:
         room = ctypes.create_string_buffer(32)
