@@ -131,12 +131,13 @@ class Shared:
 
     def mended(self, copy: torch.Tensor) -> None:
         """We have written into it ourselves."""
-        for place, served in list(self._served.items()):
-            if served.copy is copy:
+        for place in tuple(self._served):  # a source may go at any moment, and takes its place with it
+            served = self._served.get(place)
+            if served is not None and served.copy is copy:
                 self._served[place] = served._replace(copy_version=copy._version)
 
     @property
     def written(self) -> bool:
         """Somebody has written into a copy that two have got."""
-        twice = [self._served.get(place) for place in self._twice]
+        twice = [self._served.get(place) for place in tuple(self._twice)]
         return any(served is not None and served.written for served in (*self._kept, *twice))
