@@ -244,6 +244,7 @@ def test_a_signal_to_it_alone_is_passed_on(number: int, words: str, code: int) -
 def test_in_a_terminal_it_has_the_terminal_and_one_ctrl_c_is_one() -> None:
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background has it ignored
         os.execve(sys.executable, argv("--", sys.executable, "-c", WAITS), ENV)
     seen, until = b"", time.monotonic() + 60
     sent = False
