@@ -1,5 +1,5 @@
 # make demo    installs into .venv and shows the failure and the cure on the CPU: a small Qwen3 whose link between two GPUs breaks
-# make test    lint, types, import rules, tests (among them the score over recorded failures), then test-oldest
+# make test    lint, types, import rules, tests (among them the score over recorded failures; test-oldest is installed meanwhile), then test-oldest
 # make test-oldest   the guard's tests with the oldest transformers and accelerate that it is for
 # make bench   score with reliability, start-up, hostile texts, log scan;  SIZE=2000 for the log scan in full (MB)
 
@@ -23,7 +23,8 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(MAKE) --no-print-directory $(OLD)/.installed & other=$$!; \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder; code=$$?; wait $$other && exit $$code
 	@$(MAKE) --no-print-directory test-oldest
 
 test-oldest: $(OLD)/.installed
