@@ -4,8 +4,9 @@
     with linkproof.guard(model, mode="strict"):  for a while; also covers copies that the caller's own code makes in there
 
     watch.py      Guard: what stands around the model's forward and generate
-    session.py    one thread's hops: carry, share, mend              hops.py     one hop, and what is remembered of it
-    ends.py       both ends of hops, compared                        ears.py     where torch and accelerate are listened to
+    session.py    one thread's hops: carry, mend                     hops.py     one hop, and what is remembered of it
+    shared.py     copies that others may have, too                   ears.py     where torch and accelerate are listened to
+    ends.py       both ends of hops, compared                        layout.py   how such hops are read, worked out once
     reader.py     digests, on a GPU by digest_kernel.py
     undo.py       what a forward changes, put back                   copies.py   how a tensor gets to another GPU
     policy.py     modes, policies, events, LinkFault (no torch)      digest.py   the number of a tensor's bits
