@@ -178,19 +178,23 @@ class Counter(Struct, frozen=True):
 
 
 NVLINK_CRC = "NVLink CRC"
-CRC_MATTERS_PER_S = (
-    100.0  # such packets are sent again; the limit is that of DCGM (dcgm_gpu_hardware_limits.h), which asks the driver's makers
-)
+# such packets are sent again; the limit is that of DCGM (dcgm_gpu_hardware_limits.h), which asks the driver's makers
+CRC_MATTERS_PER_S = 100.0
+
+
+def risen(counter: Counter) -> bool:
+    """A count that is higher than before. What is no number says nothing."""
+    before, after = counter.before or "", counter.after or ""
+    return before.isdecimal() and after.isdecimal() and len(after) < 20 and int(after) > int(before)
 
 
 def few_crc(counter: Counter, took_s: float) -> bool:
     """NVLink checksum errors that rose during the traffic, and by less a second than matters. took_s 0: the time is not known, which
     accuses nobody."""
-    before, after = counter.before or "", counter.after or ""
-    if counter.name != NVLINK_CRC or not (before.isdecimal() and after.isdecimal() and len(after) < 20):
+    if counter.name != NVLINK_CRC or not risen(counter):
         return False
-    rose = int(after) - int(before)
-    return rose > 0 and not (took_s > 0 and rose >= CRC_MATTERS_PER_S * took_s)
+    rose = int(counter.after or 0) - int(counter.before or 0)
+    return not (took_s > 0 and rose >= CRC_MATTERS_PER_S * took_s)
 
 
 class Probed(Struct, frozen=True):

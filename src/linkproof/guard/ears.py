@@ -92,9 +92,8 @@ def hold() -> None:
         _send = accelerate.hooks.send_to_device
         accelerate.hooks.send_to_device = functools.partial(sent, _send)
         _pre_forward = accelerate.hooks.AlignDevicesHook.pre_forward
-        accelerate.hooks.AlignDevicesHook.pre_forward = gathered(
-            _pre_forward
-        )  # positional arguments, then named ones: both are read in one go
+        # it sends positional arguments, then the named ones: both are read in one go
+        accelerate.hooks.AlignDevicesHook.pre_forward = gathered(_pre_forward)
 
 
 def release() -> None:

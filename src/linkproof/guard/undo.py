@@ -97,14 +97,13 @@ class Undo:
             if not _flat(states):
                 states = [{k: _shallow(v) for k, v in state.items()} for state in states]
             noted = _Static(layers, states)
-            if len(noted.lengths) < len(layers):
+            if len(noted.static) < len(layers):
                 for layer, state in zip(layers, states, strict=True):
-                    if layer not in noted:
+                    if id(layer) not in noted.static:
                         self._layer(layer, _kinds[type(layer)], state)
             elif layers:
                 _noted[cache] = noted
-        if noted.lengths:
-            self._steps += [_lengths_of(some) for some in noted.by_device.values()]  # one small copy per device, not one per layer
+        self._steps += [_lengths_of(some) for some in noted.lengths.values()]  # one small copy per device, not one per layer
         self._layers += zip(layers, noted.states, strict=True)
 
     def _layer(self, layer: Any, kind: str, state: dict[str, Any]) -> None:
@@ -122,32 +121,28 @@ class Undo:
 
 
 class _Static:
-    """The static layers among these, whose tensors stay the same ones from token to token, and their lengths.
+    """Layers and their attributes; of the static ones among them (by id), whose tensors stay the same from token to token, the lengths by device.
 
     Holds no cache: it is gone when that is.
     """
 
     def __init__(self, layers: list[Any], states: list[dict[str, Any]]) -> None:
         self.layers, self.states = list(layers), states
-        self.by_device: dict[torch.device, list[torch.Tensor]] = {}
-        self.lengths: dict[int, torch.Tensor] = {}  # by id of the layer
-        self._values = [tuple(state.values()) for state in states]
+        self.static: set[int] = set()
+        self.lengths: dict[torch.device, list[torch.Tensor]] = {}
         for layer, state in zip(layers, states, strict=True):
             length = state.get("cumulative_length")
             if _kinds[type(layer)] == STATIC and isinstance(length, torch.Tensor):
-                self.lengths[id(layer)] = length
-                self.by_device.setdefault(length.device, []).append(length)
-
-    def __contains__(self, layer: Any) -> bool:
-        return id(layer) in self.lengths
+                self.static.add(id(layer))
+                self.lengths.setdefault(length.device, []).append(length)
 
     def holds(self, layers: list[Any]) -> bool:
         """Nothing in there has been replaced."""
         if len(layers) != len(self.layers):
             return False
-        for layer, known, values in zip(layers, self.layers, self._values, strict=True):
+        for layer, known, state in zip(layers, self.layers, self.states, strict=True):
             now = vars(layer)
-            if layer is not known or len(now) != len(values) or not all(map(is_, now.values(), values)):
+            if layer is not known or len(now) != len(state) or not all(map(is_, now.values(), state.values())):
                 return False
         return True
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter as Count
 from collections.abc import Iterator, Mapping
 
-from linkproof.measured import MODES, Counter, Outcome, Probed, few_crc
+from linkproof.measured import MODES, Counter, Outcome, Probed, few_crc, risen
 from linkproof.measured_facts.pairs import pair_facts
 from linkproof.model import Collective, Copy, Event, Fact, Gpu, KernelLog, Line, PeerAccess, Setting, Source, Text, Unknown
 from linkproof.parse import read
@@ -228,12 +228,6 @@ def _risen(counter: Counter, took_s: float) -> Iterator[Fact]:
     elif name.startswith("NVLink"):
         fact = "nvlink_crc" if few_crc(counter, took_s) else "nvlink_errors"
         yield Gpu(source=source, fact=fact, value=f"{where} {name}: +{int(counter.after) - int(counter.before)}")
-
-
-def risen(counter: Counter) -> bool:
-    """A count that is higher than before. What is no number says nothing."""
-    before, after = counter.before or "", counter.after or ""
-    return before.isdecimal() and after.isdecimal() and len(after) < 20 and int(after) > int(before)
 
 
 def _new_lines(counter: Counter) -> Iterator[Fact]:

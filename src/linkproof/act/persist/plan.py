@@ -125,7 +125,7 @@ def _by_unit(
         id=UNIT,
         what=Sentence("write the ACS control words of these ports again at each boot, if the hardware is still the same: {ports}", {"ports": _ports(words)}),
         finding=FINDING,
-        why=(Sentence("`fix apply` wrote the ACS control words of {ports}, and a reboot takes them back", {"ports": _ports(words)}),),
+        why=(_why(words),),
         lasts="for_good",
         effect="reboot",
         undo=Sentence("`linkproof fix rollback` removes the unit and its file"),
@@ -145,6 +145,10 @@ def _by_unit(
 
 def _ports(words: tuple[ConfigWord, ...]) -> str:
     return listed(w.bdf for w in words)
+
+
+def _why(words: tuple[ConfigWord, ...]) -> Sentence:
+    return Sentence("`fix apply` wrote the ACS control words of {ports}, and a reboot takes them back", {"ports": _ports(words)})
 
 
 def _content(wanted: PersistFile, machine: Machine) -> str:
@@ -197,7 +201,7 @@ def _by_parameter(words: tuple[ConfigWord, ...], refusals: tuple[Refusal, ...], 
         id=PARAMETER,
         what=Sentence("let the kernel clear the redirect bits at each boot: {ports}", {"ports": _ports(words)}),
         finding=FINDING,
-        why=(Sentence("`fix apply` wrote the ACS control words of {ports}, and a reboot takes them back", {"ports": _ports(words)}),),
+        why=(_why(words),),
         lasts="for_good",
         effect="reboot",
         undo=Sentence("`linkproof fix rollback` takes the words out of the boot loader's files; the former state is back after a reboot"),
